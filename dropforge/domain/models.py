@@ -1,0 +1,52 @@
+"""Model versions: one immutable ONNX file each, with its lineage; aliases move between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Everything that made a model version; enough to make it again."""
+
+    pipeline: str
+    run: str
+    dataset: str
+    dataset_version: int
+    manifest: str
+    manifest_sha256: str
+    code: str
+    code_sha256: str
+    environment: dict[str, Any]
+    parameters: dict[str, Any]
+    seed: int
+    metrics: dict[str, float]
+    verdict: dict[str, Any]
+    evidence: str
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a model. Versions count from 1; a run registers at most one."""
+
+    model: str
+    version: int
+    artifact: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+    lineage: Lineage
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A movable name on a model version. `etag` is what a compare-and-set must show."""
+
+    name: str
+    version: int
+    etag: str
+    history: tuple[int, ...] = field(default=())

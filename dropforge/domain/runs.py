@@ -1,0 +1,93 @@
+"""Runs: what was asked of a training run, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+
+class RunState(Enum):
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+
+
+@dataclass(frozen=True)
+class ChampionRef:
+    """The model version that answers now: what a challenger has to beat."""
+
+    model: str
+    version: int
+    artifact: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How champion and challenger are compared; see `spec.Evaluation` for what each value means."""
+
+    metric: str
+    block: str
+    holdout_blocks: int
+    slices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything a training node needs, as names, URIs and versions. Equal specs are the same run."""
+
+    run: str
+    pipeline: str
+    dataset: str
+    dataset_version: int
+    table_uri: str
+    table_version: int
+    code: str
+    code_sha256: str
+    command: tuple[str, ...]
+    label: str | None
+    event_time: str | None
+    # Columns the model may see, in order; empty: every column but the label and the event time.
+    features: tuple[str, ...]
+    evaluation: EvaluationPlan
+    seed: int
+    timeout_seconds: int
+    parameters: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    compute: dict[str, Any] = field(default_factory=dict)
+    champion: ChampionRef | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What the compute says of a run. `reason` is one sentence for a person, set when the run did not succeed."""
+
+    run: str
+    state: RunState
+    reason: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a successful run left behind, as artifact names."""
+
+    run: str
+    model: str
+    model_sha256: str
+    evidence: str
+    metrics: dict[str, float]
+    # Hashes and versions of what ran: code, packages, Python, platform.
+    environment: dict[str, Any]
+    # Wall-clock seconds of the training process itself, from its first instruction to its last.
+    seconds: float
