@@ -210,6 +210,9 @@ class Tables(Protocol):
         """Append all rows of the files as batch number `batch` (they only grow), in one atomic commit. A batch that is
         already in the table is not appended again: the state it made is returned."""
 
+    def find(self, table: str, batch: int) -> TableState | None:
+        """The version that batch made, or None when it has not been appended (or there is no table yet)."""
+
     def read_version(self, table: str, version: int) -> TableState:
         """A version that was made before. Raises `NotFound`."""
 

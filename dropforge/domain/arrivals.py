@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from dropforge.domain.datasets import Column
 from dropforge.domain.names import id_of
 
 
@@ -36,6 +37,10 @@ class Arrival:
     event_time_max: str | None = None
     reason: str | None = None
     replays: int = 0
+    columns: tuple[Column, ...] = ()
+    # Artifacts of a quarantined file: the report for people, and the bytes, so that nothing is lost with the drop.
+    report: str | None = None
+    kept: str | None = None
 
 
 def arrival_id(url: str, etag: str) -> str:

@@ -17,14 +17,19 @@ class BatchState(Enum):
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrivals that were claimed together. `version` is given when at least one of them was accepted."""
+    """Arrivals that were claimed together. `version` is the dataset version they became, once they have."""
 
     number: int
     arrivals: tuple[str, ...]
+    # When the batch was due: quiet for long enough, waited for long enough, or full.
+    due_at: datetime
     cut_at: datetime
-    quiet_since: datetime
+    # When its newest file arrived.
+    newest_at: datetime
     state: BatchState = BatchState.CUT
     version: int | None = None
+    # What goes into the table, decided before anything is written to it.
+    accepted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

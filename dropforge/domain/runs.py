@@ -91,3 +91,40 @@ class RunResult:
     environment: dict[str, Any]
     # Wall-clock seconds of the training process itself, from its first instruction to its last.
     seconds: float
+
+
+class RunOutcome(Enum):
+    """What became of the run's model."""
+
+    PROMOTED = "promoted"
+    KEPT_CHAMPION = "kept_champion"
+    WAITING_FOR_ANSWER = "waiting_for_answer"
+    REJECTED = "rejected"
+    ROLLED_BACK = "rolled_back"
+    NO_MODEL = "no_model"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as the ledger keeps it: what was asked, how it went, what was decided and why. Times are aware UTC."""
+
+    spec: RunSpec
+    planned_at: datetime
+    # When the batch behind the dataset version was due, and when its newest file arrived.
+    due_at: datetime | None = None
+    newest_at: datetime | None = None
+    state: RunState = RunState.SUBMITTED
+    reason: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    # Wall-clock seconds of the training process itself.
+    seconds: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    verdict: dict[str, Any] | None = None
+    # One readable line each.
+    verdict_summary: str | None = None
+    decision: str | None = None
+    decision_reason: str | None = None
+    model_version: int | None = None
+    outcome: RunOutcome | None = None
+    live_at: datetime | None = None

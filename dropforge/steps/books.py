@@ -1,0 +1,238 @@
+"""How the ledger is laid out: which rows there are, and how each is read and changed.
+
+partition `pipelines`     pipeline/<name>          spec text, code artifact, revision
+partition `p.<name>`      head                     counters: last batch, open batch, last dataset version, live run, ...
+                          arrival/<id>             one (url, etag)
+                          pending/<time>-<id>      an arrival no finished batch holds yet
+                          batch/<n>                arrivals claimed together
+                          dataset/<n>              a dataset version
+                          run/<run>                a run: what was asked, what became of it
+                          approval/<run>           a question put to a person
+                          lane/<kind>              see `lanes`
+partition `m.<model>`     see the registry adapter
+partition `e.<endpoint>`  head                     the desired state, its revision, and what it was for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from dropforge.domain.arrivals import Arrival
+from dropforge.domain.datasets import Batch, Column, DatasetVersion
+from dropforge.domain.errors import Conflict, NotFound
+from dropforge.ports import Delete, Insert, Json, Ledger, Replace, Row, TableRules
+from dropforge.wire import from_builtins, to_builtins
+
+if TYPE_CHECKING:
+    from dropforge.spec.model import PipelineSpec
+
+PIPELINES = "pipelines"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline as it was last applied."""
+
+    name: str
+    text: str
+    code: str
+    code_sha256: str
+    # Made of everything that training depends on: another key, another run on the same dataset version.
+    training_key: str
+    revision: int
+    applied_at: datetime
+    spec: PipelineSpec
+
+    @property
+    def partition(self) -> str:
+        return f"p.{self.name}"
+
+
+def partition_of(pipeline: str) -> str:
+    return f"p.{pipeline}"
+
+
+def pipeline(ledger: Ledger, name: str) -> Pipeline:
+    """The pipeline of that name. Raises `NotFound` that lists the pipelines there are."""
+    row = ledger.get(PIPELINES, f"pipeline/{name}")
+    if row is None:
+        known = [each.key.partition("/")[2] for each in ledger.scan(PIPELINES, "pipeline/", limit=20)]
+        raise NotFound(
+            f"no pipeline {name!r}; there {'are ' + ', '.join(known) if known else 'is none yet: `dropforge init` makes one'}",
+            pipeline=name,
+        )
+    return _pipeline(row)
+
+
+def pipelines(ledger: Ledger) -> list[Pipeline]:
+    """Every pipeline, by name."""
+    return [_pipeline(row) for row in every(ledger, PIPELINES, "pipeline/")]
+
+
+def _pipeline(row: Row) -> Pipeline:
+    value = row.value
+    return Pipeline(
+        name=value["name"],
+        text=value["text"],
+        code=value["code"],
+        code_sha256=value["code_sha256"],
+        training_key=value["training_key"],
+        revision=value["revision"],
+        applied_at=datetime.fromisoformat(value["applied_at"]),
+        spec=parse_spec(value["text"]),
+    )
+
+
+@lru_cache(maxsize=256)
+def parse_spec(text: str) -> PipelineSpec:
+    """The spec a `pipeline.yaml` holds. Raises `BadSpec`."""
+    # Not at the top: pydantic would be a third of the app's cold start, and a trigger's first answer may not need it.
+    from dropforge.spec.load import parse
+
+    return parse(text)
+
+
+def rules(of: Pipeline, known: tuple[Column, ...]) -> TableRules:
+    """What a file of this pipeline must be, given the columns its table has already."""
+    from dropforge.spec.load import to_rules
+
+    return to_rules(of.spec, known)
+
+
+# ------------------------------------------------------------------------------------------------ head
+EMPTY_HEAD: Json = {
+    "batch": 0,  # number of the last batch cut
+    "open": None,  # number of the batch being worked on
+    "version": 0,  # last dataset version
+    "run": None,  # the live run
+    "considered": None,  # the (dataset version, code) that was last trained on or decided against
+    "trouble": None,  # what keeps a flow from going on
+}
+
+
+def head(ledger: Ledger, partition: str) -> Row:
+    """The pipeline's counters; made on first use."""
+    while True:
+        row = ledger.get(partition, "head")
+        if row is not None:
+            return row
+        try:
+            ledger.commit(partition, [Insert("head", dict(EMPTY_HEAD))])
+        except Conflict:
+            continue
+
+
+def note_trouble(ledger: Ledger, name: str, message: str | None) -> None:
+    """Say in one sentence what keeps a flow from going on; None when nothing does any more."""
+    head(ledger, partition_of(name))
+    change(
+        ledger,
+        partition_of(name),
+        "head",
+        lambda row: {**row, "trouble": message} if row.get("trouble") != message else None,
+    )
+
+
+def change(ledger: Ledger, partition: str, key: str, update: Callable[[Json], Json | None]) -> Json:
+    """Read, change, compare-and-set, until it holds; `update` returns None to leave the row as it is.
+
+    Returns the row's value afterwards. Raises `NotFound` when there is no such row.
+    """
+    while True:
+        row = ledger.get(partition, key)
+        if row is None:
+            raise NotFound(f"no row {key!r} in {partition!r}", key=key, partition=partition)
+        value = update(row.value)
+        if value is None or value == row.value:
+            return row.value
+        try:
+            ledger.commit(partition, [Replace(key, value, row.etag)])
+        except Conflict:
+            continue
+        return value
+
+
+def every(ledger: Ledger, partition: str, prefix: str) -> Iterator[Row]:
+    """All rows under the prefix, a page at a time."""
+    after = ""
+    while page := ledger.scan(partition, prefix, after):
+        yield from page
+        after = page[-1].key
+
+
+# ------------------------------------------------------------------------------------------------ arrivals
+def pending_key(arrival: Arrival) -> str:
+    return f"pending/{arrival.arrived_at.astimezone(UTC).isoformat(timespec='microseconds')}-{arrival.id}"
+
+
+def insert_arrival(ledger: Ledger, partition: str, arrival: Arrival) -> bool:
+    """Write the arrival down, once: False when this write of this file is known already."""
+    try:
+        ledger.commit(
+            partition,
+            [
+                Insert(f"arrival/{arrival.id}", to_builtins(arrival)),
+                Insert(pending_key(arrival), {"id": arrival.id, "arrived_at": arrival.arrived_at.isoformat()}),
+            ],
+        )
+    except Conflict:
+        return False
+    return True
+
+
+def arrival(ledger: Ledger, partition: str, id_: str) -> Arrival:
+    """Raises `NotFound`."""
+    row = ledger.get(partition, f"arrival/{id_}")
+    if row is None:
+        raise NotFound(f"no arrival {id_!r}", arrival=id_)
+    return from_builtins(Arrival, row.value)
+
+
+def put_arrival(ledger: Ledger, partition: str, arrival: Arrival) -> None:
+    """Overwrite the arrival's row with what is known now."""
+    value = to_builtins(arrival)
+    change(ledger, partition, f"arrival/{arrival.id}", lambda _: value)
+
+
+# ------------------------------------------------------------------------------------------------ batches, versions
+def batch_key(number: int) -> str:
+    return f"batch/{number:08d}"
+
+
+def dataset_key(version: int) -> str:
+    return f"dataset/{version:08d}"
+
+
+def batch(ledger: Ledger, partition: str, number: int) -> Batch:
+    """Raises `NotFound`."""
+    row = ledger.get(partition, batch_key(number))
+    if row is None:
+        raise NotFound(f"no batch {number}", batch=number)
+    return from_builtins(Batch, row.value)
+
+
+def dataset_version(ledger: Ledger, partition: str, version: int) -> DatasetVersion:
+    """Raises `NotFound`."""
+    row = ledger.get(partition, dataset_key(version))
+    if row is None:
+        raise NotFound(f"no dataset version {version}", version=version)
+    return from_builtins(DatasetVersion, row.value)
+
+
+def finish_batch(ledger: Ledger, partition: str, finished: Batch) -> None:
+    """Take the batch's arrivals off the pending list and close it. Safe to call again."""
+    keys = [pending_key(arrival(ledger, partition, id_)) for id_ in finished.arrivals]
+    for start in range(0, len(keys), 90):
+        ledger.commit(partition, [Delete(key) for key in keys[start : start + 90]])
+    value = to_builtins(finished)
+    change(ledger, partition, batch_key(finished.number), lambda _: value)
+    change(
+        ledger,
+        partition,
+        "head",
+        lambda row: {**row, "open": None} if row["open"] == finished.number else None,
+    )

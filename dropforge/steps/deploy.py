@@ -1,0 +1,210 @@
+"""Model version in, endpoint serving it out; or rolled back."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
+from dropforge.domain.errors import Conflict, NotFound, Refused
+from dropforge.domain.events import DomainEvent
+from dropforge.domain.models import CHAMPION, ModelVersion
+from dropforge.domain.names import id_of
+from dropforge.ports import Insert, Json, Ports, Replace, Row
+from dropforge.settings import Settings
+from dropforge.steps import books, train
+from dropforge.steps.books import Pipeline
+from dropforge.wire import from_builtins, to_builtins
+
+
+def endpoint_partition(endpoint: str) -> str:
+    return f"e.{endpoint}"
+
+
+def publish_deployment(
+    ports: Ports, name: str, version: int, run: str | None, token: str, settings: Settings, now: datetime
+) -> Json:
+    """Write the desired state that puts a model version behind the pipeline's endpoint, and tell the replicas.
+
+    For a `run`, the champion must still be the one the run was judged against; when it is not, nothing is changed and
+    `refused` says so. `token` names this deployment: the same token again is the same revision.
+    """
+    pipeline = books.pipeline(ports.ledger, name)
+    judged_against = train.record(ports, name, run).spec.champion if run is not None else None
+    endpoint = pipeline.spec.deployment.endpoint or name
+    model = ports.registry.get(name, version)
+    while True:
+        row = ports.ledger.get(endpoint_partition(endpoint), "head")
+        if row is not None and row.value["token"] == token:
+            break
+        alias = ports.registry.alias(name, CHAMPION)
+        champion = alias.version if alias is not None else None
+        if run is not None and champion not in (judged_against.version if judged_against else None, version):
+            return {"state": "refused", "reason": f"version {champion} became champion meanwhile"}
+        value = _next(row, _deployment(ports, model), pipeline, token, champion, now)
+        try:
+            ports.ledger.commit(
+                endpoint_partition(endpoint),
+                [Insert("head", value) if row is None else Replace("head", value, row.etag)],
+            )
+        except Conflict:
+            continue
+        break
+    head = _tell_replicas(ports, endpoint)
+    return {
+        "state": "published" if pipeline.spec.deployment.enabled else "ready",
+        "endpoint": endpoint,
+        "revision": head["revision"],
+        "poll_seconds": settings.deploy_poll_seconds,
+    }
+
+
+def _deployment(ports: Ports, model: ModelVersion) -> Deployment:
+    return Deployment(
+        model=model.model,
+        version=model.version,
+        uri=ports.artifacts.uri(model.artifact),
+        sha256=model.sha256,
+        dataset_version=model.lineage.dataset_version,
+    )
+
+
+def _next(
+    row: Row | None, deployment: Deployment, pipeline: Pipeline, token: str, champion: int | None, now: datetime
+) -> Json:
+    before: Json = row.value if row is not None else {"revision": 0, "deployments": [], "state": "live"}
+    # What answered for certain: of a deployment that never came up, what it was to replace.
+    proven = before["deployments"] if before["state"] == "live" else before["previous"]
+    return {
+        "revision": before["revision"] + 1,
+        "token": token,
+        "pipeline": pipeline.name,
+        "deployments": [to_builtins(deployment)],
+        "previous": proven,
+        "champion_before": champion,
+        "state": "converging",
+        "written_at": now.isoformat(),
+        "deadline": (now + pipeline.spec.deployment.timeout).isoformat(),
+    }
+
+
+def _tell_replicas(ports: Ports, endpoint: str) -> Json:
+    row = ports.ledger.get(endpoint_partition(endpoint), "head")
+    if row is None:
+        raise NotFound(f"no endpoint {endpoint!r}", endpoint=endpoint)
+    desired = Desired(
+        endpoint=endpoint,
+        revision=row.value["revision"],
+        deployments=tuple(from_builtins(Deployment, each) for each in row.value["deployments"]),
+        written_at=datetime.fromisoformat(row.value["written_at"]),
+    )
+    ports.serving.publish(desired)
+    return row.value
+
+
+def observe_deployment(ports: Ports, endpoint: str, revision: int, now: datetime) -> Json:
+    """How far the replicas are with that revision: `ready`, `waiting`, `failed` or `superseded`, and why."""
+    row = ports.ledger.get(endpoint_partition(endpoint), "head")
+    if row is None or row.value["revision"] != revision:
+        return {"state": "superseded", "reason": "a newer deployment of this endpoint was asked for"}
+    replicas = ports.serving.observe(endpoint)
+    failed = [each for each in replicas if each.wanted_revision == revision and each.error]
+    if failed:
+        return {"state": "failed", "reason": f"replica {failed[0].replica}: {failed[0].error}"}
+    if replicas and all(each.revision == revision and each.ready for each in replicas):
+        return {"state": "ready", "reason": None}
+    if now >= datetime.fromisoformat(row.value["deadline"]):
+        return {"state": "failed", "reason": _late(replicas, revision)}
+    return {"state": "waiting", "reason": None}
+
+
+def _late(replicas: list[ReplicaState], revision: int) -> str:
+    if not replicas:
+        return "no replica of the inference server reported within deployment.timeout; is one running?"
+    late = [each.replica for each in replicas if each.revision != revision or not each.ready]
+    return f"replica {', '.join(late)} did not serve revision {revision} within deployment.timeout"
+
+
+def confirm_deployment(ports: Ports, name: str, version: int, endpoint: str, revision: int, now: datetime) -> Json:
+    """The replicas serve it: make it the champion. When another champion was named meanwhile, undo instead."""
+    alias = ports.registry.alias(name, CHAMPION)
+    row = ports.ledger.get(endpoint_partition(endpoint), "head")
+    if row is None or row.value["revision"] != revision:
+        return {"state": "superseded", "reason": "a newer deployment of this endpoint was asked for"}
+    if (alias.version if alias else None) not in (row.value["champion_before"], version):
+        return roll_back_deployment(ports, endpoint, revision, "another champion was named meanwhile", now)
+    try:
+        ports.registry.set_alias(name, CHAMPION, version, alias, now)
+    except Conflict:
+        return roll_back_deployment(ports, endpoint, revision, "another champion was named meanwhile", now)
+    books.change(
+        ports.ledger,
+        endpoint_partition(endpoint),
+        "head",
+        lambda value: {**value, "state": "live"} if value["revision"] == revision else None,
+    )
+    ports.events.publish(
+        DomainEvent(
+            id_of("ModelPromoted", endpoint, str(revision)),
+            "ModelPromoted",
+            f"models/{name}/versions/{version}",
+            now,
+            {"endpoint": endpoint, "revision": revision, "before": row.value["champion_before"]},
+        )
+    )
+    return {"state": "live", "reason": None}
+
+
+def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str, now: datetime) -> Json:
+    """Put back what answered before, as a new revision. Nothing answered before: the endpoint is left empty."""
+
+    def back(value: Json) -> Json | None:
+        if value["revision"] != revision:
+            return None
+        return {
+            **value,
+            "revision": revision + 1,
+            "token": f"{value['token']}-rolled-back",
+            "deployments": value["previous"],
+            "state": "live",
+            "reason": reason,
+            "written_at": now.isoformat(),
+        }
+
+    books.change(ports.ledger, endpoint_partition(endpoint), "head", back)
+    head = _tell_replicas(ports, endpoint)
+    ports.events.publish(
+        DomainEvent(
+            id_of("ModelRolledBack", endpoint, str(revision)),
+            "ModelRolledBack",
+            f"endpoints/{endpoint}",
+            now,
+            {"reason": reason, "revision": head["revision"]},
+        )
+    )
+    return {"state": "rolled_back", "reason": reason}
+
+
+def republish(ports: Ports, endpoint: str) -> None:
+    """Tell the replicas again what the ledger says they should serve; no effect when they know."""
+    if ports.ledger.get(endpoint_partition(endpoint), "head") is not None:
+        _tell_replicas(ports, endpoint)
+
+
+def by_hand(ports: Ports, name: str, version: int | None) -> Json:
+    """The deployment flow that a person asks for: of that version, or (None) of the champion before this one."""
+    books.pipeline(ports.ledger, name)
+    alias = ports.registry.alias(name, CHAMPION)
+    if version is None:
+        earlier = [each for each in (alias.history if alias else ()) if alias and each != alias.version]
+        if not earlier:
+            raise Refused(f"there is no earlier champion of {name!r} to roll back to", pipeline=name)
+        version = earlier[-1]
+    ports.registry.get(name, version)
+    moves = len(alias.history) if alias else 0
+    row = ports.ledger.get(endpoint_partition(name), "head")
+    asked = f"{row.value['revision'] if row else 0}-{moves}"
+    return {
+        "flow": "deploy",
+        "id": f"deploy-{name}-v{version}-{asked}",
+        "input": {"pipeline": name, "version": version},
+    }

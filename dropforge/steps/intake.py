@@ -1,0 +1,432 @@
+"""Arrivals in, one dataset version out."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dropforge.domain.arrivals import Arrival, ArrivalState, arrival_id
+from dropforge.domain.blobs import BlobRef, normal_etag, parse_url
+from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion, Manifest, Source
+from dropforge.domain.errors import Conflict, NotFound
+from dropforge.domain.events import DomainEvent
+from dropforge.domain.names import id_of
+from dropforge.ports import FileCheck, Insert, Json, Ports, Problem, Replace, TableFile, TableState
+from dropforge.steps import books, lanes
+from dropforge.steps.books import Pipeline
+from dropforge.wire import to_builtins, to_json
+
+LANE = "intake"
+
+# A "created" event of these calls announces a name, not content: the content's own event follows.
+NAME_ONLY = {"CreateFile", "SftpCreate", "CreatePathFile"}
+
+
+# ------------------------------------------------------------------------------------------------ the door's step
+def record_blob_event(ports: Ports, event: Json, container: str, now: datetime) -> Json | None:
+    """Write down the arrival that a BlobCreated event announces, and name the flow that takes it in.
+
+    Returns None when there is nothing to take in: another kind of event, a name without content, or a folder that no
+    pipeline watches. The same write announced again is not written again, and names the same flow.
+    """
+    if event.get("eventType") != "Microsoft.Storage.BlobCreated":
+        return None
+    data = event.get("data") or {}
+    if data.get("api") in NAME_ONLY:
+        return None
+    ref = parse_url(str(data.get("url", "")))
+    pipeline = owner(books.pipelines(ports.ledger), ref) if ref.container == container else None
+    if pipeline is None:
+        return None
+    etag = normal_etag(str(data.get("eTag", "")))
+    return record_arrival(ports, pipeline, ref, etag, int(data.get("contentLength") or 0), now, "event")
+
+
+def record_arrival(
+    ports: Ports, pipeline: Pipeline, ref: BlobRef, etag: str, size_bytes: int, now: datetime, source: str
+) -> Json | None:
+    """One ledger row per (url, etag); then the intake flow to start, or None when this write is dealt with already."""
+    arrival = Arrival(arrival_id(ref.url, etag), ref.url, etag, size_bytes, now, source)
+    if not books.insert_arrival(ports.ledger, pipeline.partition, arrival):
+        known = books.arrival(ports.ledger, pipeline.partition, arrival.id)
+        if known.state not in (ArrivalState.PENDING, ArrivalState.BATCHED):
+            return None
+    return wake(ports, pipeline)
+
+
+def wake(ports: Ports, pipeline: Pipeline) -> Json:
+    """The intake flow to start, under an id that says which lane and epoch; `full` when it need not wait any longer."""
+    epoch = lanes.enter(ports.ledger, pipeline.partition, LANE)
+    limit = pipeline.spec.batching.max_files
+    waiting = len(ports.ledger.scan(pipeline.partition, "pending/", limit=limit))
+    return {
+        "flow": "intake",
+        "id": f"intake-{pipeline.name}-{epoch}",
+        "input": {"pipeline": pipeline.name, "epoch": epoch},
+        "signal": "full" if waiting >= limit else None,
+    }
+
+
+def owner(pipelines: list[Pipeline], ref: BlobRef) -> Pipeline | None:
+    """The pipeline whose drop prefix is the longest that fits the path."""
+    fitting = [each for each in pipelines if ref.path.startswith(each.spec.dataset.drop)]
+    return max(fitting, key=lambda each: len(each.spec.dataset.drop), default=None)
+
+
+# ------------------------------------------------------------------------------------------------ the flow's steps
+def plan_intake(ports: Ports, name: str, now: datetime) -> Json:
+    """What the intake flow should do next: `work` on a batch, `wait` until a time, or nothing (`done`)."""
+    pipeline = books.pipeline(ports.ledger, name)
+    if books.head(ports.ledger, pipeline.partition).value["open"] is not None:
+        return {"action": "work"}
+    due = _due(ports, pipeline)
+    if due is None:
+        return {"action": "done"}
+    if due[0] <= now:
+        return {"action": "work"}
+    return {"action": "wait", "until": due[0].isoformat()}
+
+
+def _due(ports: Ports, pipeline: Pipeline) -> tuple[datetime, list[str], datetime] | None:
+    """When the waiting arrivals become a batch, which they are, and when the newest came; None when none waits."""
+    batching = pipeline.spec.batching
+    rows = ports.ledger.scan(pipeline.partition, "pending/", limit=batching.max_files)
+    if not rows:
+        return None
+    times = [datetime.fromisoformat(row.value["arrived_at"]) for row in rows]
+    full = len(rows) >= batching.max_files
+    due = times[-1] if full else min(times[-1] + batching.quiet_period, times[0] + batching.max_wait)
+    return due, [row.value["id"] for row in rows], times[-1]
+
+
+def cut_batch(ports: Ports, name: str, now: datetime) -> int | None:
+    """Claim the waiting arrivals as one batch and return its number; a batch still open is returned instead.
+
+    None when nothing waits any more.
+    """
+    pipeline = books.pipeline(ports.ledger, name)
+    while True:
+        head = books.head(ports.ledger, pipeline.partition)
+        if head.value["open"] is not None:
+            return int(head.value["open"])
+        due = _due(ports, pipeline)
+        if due is None:
+            return None
+        number = int(head.value["batch"]) + 1
+        batch = Batch(number, tuple(due[1]), due_at=due[0], cut_at=now, newest_at=due[2])
+        try:
+            ports.ledger.commit(
+                pipeline.partition,
+                [
+                    Replace("head", {**head.value, "batch": number, "open": number}, head.etag),
+                    Insert(books.batch_key(number), to_builtins(batch)),
+                ],
+            )
+        except Conflict:
+            continue
+        return number
+
+
+def check_batch(ports: Ports, name: str, number: int) -> Json:
+    """Check each file of the batch against the pipeline's rules: accepted, quarantined whole, or superseded.
+
+    Called again, it goes on with the files it has not decided yet. A file's verdict does not depend on that: files are
+    looked at in path order, and each must fit the table and the files accepted before it.
+    """
+    pipeline = books.pipeline(ports.ledger, name)
+    partition = pipeline.partition
+    batch = books.batch(ports.ledger, partition, number)
+    arrivals = sorted((books.arrival(ports.ledger, partition, id_) for id_ in batch.arrivals), key=lambda a: a.url)
+    known = _known_columns(ports, partition)
+    decided = []
+    for arrival in arrivals:
+        if arrival.state is ArrivalState.PENDING:
+            arrival = _checked(ports, pipeline, replace(arrival, batch=number), known)
+            books.put_arrival(ports.ledger, partition, arrival)
+        if arrival.state is ArrivalState.ACCEPTED:
+            known = _merged(known, arrival.columns)
+        decided.append(arrival)
+    if batch.state is BatchState.CUT:
+        accepted = tuple(each.id for each in decided if each.state is ArrivalState.ACCEPTED)
+        value: Any = to_builtins(replace(batch, state=BatchState.CHECKED, accepted=accepted))
+        books.change(
+            ports.ledger,
+            partition,
+            books.batch_key(number),
+            lambda row: value if row["state"] == BatchState.CUT.value else None,
+        )
+    counts = {state.value: sum(each.state is state for each in decided) for state in ArrivalState}
+    return {"batch": number, **counts}
+
+
+def _known_columns(ports: Ports, partition: str) -> tuple[Column, ...]:
+    version = int(books.head(ports.ledger, partition).value["version"])
+    return books.dataset_version(ports.ledger, partition, version).columns if version else ()
+
+
+def _merged(known: tuple[Column, ...], more: tuple[Column, ...]) -> tuple[Column, ...]:
+    names = {each.name for each in known}
+    return known + tuple(each for each in more if each.name not in names)
+
+
+def _checked(ports: Ports, pipeline: Pipeline, arrival: Arrival, known: tuple[Column, ...]) -> Arrival:
+    """The arrival as one look at its file leaves it; a quarantined file is kept with a report beside it."""
+    with tempfile.TemporaryDirectory(prefix="dropforge-check-") as folder:
+        path = Path(folder) / "drop"
+        try:
+            _fetch(ports, arrival, path)
+        except (NotFound, Conflict) as gone:
+            return replace(arrival, state=ArrivalState.SUPERSEDED, reason=gone.message)
+        arrival = replace(arrival, sha256=_sha256(path), size_bytes=path.stat().st_size)
+        check = ports.tables.check(path, books.rules(pipeline, known))
+        if check.problems:
+            return _quarantined(ports, pipeline, arrival, path, check)
+    return replace(
+        arrival,
+        state=ArrivalState.ACCEPTED,
+        rows=check.rows,
+        columns=check.columns,
+        event_time_min=check.event_time_min,
+        event_time_max=check.event_time_max,
+    )
+
+
+def _fetch(ports: Ports, arrival: Arrival, path: Path) -> None:
+    """The bytes of that write: from the drop, or from where a quarantined file was kept."""
+    if arrival.kept is not None:
+        ports.artifacts.fetch(arrival.kept, path)
+    else:
+        ports.drops.fetch(arrival.url, arrival.etag, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _quarantined(ports: Ports, pipeline: Pipeline, arrival: Arrival, path: Path, check: FileCheck) -> Arrival:
+    folder = f"quarantine/{pipeline.name}/{arrival.id}"
+    kept = f"{folder}/file"
+    ports.artifacts.put(kept, path)
+    report = f"{folder}/report-{pipeline.revision}-{arrival.replays}.json"
+    first = check.problems[0]
+    reason = first.message + (f" (and {len(check.problems) - 1} more problems)" if len(check.problems) > 1 else "")
+    body = {
+        "pipeline": pipeline.name,
+        "pipeline_revision": pipeline.revision,
+        "url": arrival.url,
+        "etag": arrival.etag,
+        "sha256": arrival.sha256,
+        "rows": check.rows,
+        "problems": [to_builtins(problem) for problem in check.problems],
+    }
+    ports.artifacts.put(report, to_json(body))
+    ports.events.publish(
+        DomainEvent(
+            id=id_of("FileQuarantined", arrival.id, report),
+            type="FileQuarantined",
+            subject=f"pipelines/{pipeline.name}/arrivals/{arrival.id}",
+            at=arrival.arrived_at,
+            data={"url": arrival.url, "reason": reason, "report": report},
+        )
+    )
+    return replace(arrival, state=ArrivalState.QUARANTINED, reason=reason, report=report, kept=kept, rows=check.rows)
+
+
+def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
+    """Append the batch's accepted files to the table, each exactly once, write the manifest and close the batch.
+
+    Returns `{"version": n}`, or `{"version": None}` when no file was accepted. Safe to call again at any point.
+    """
+    pipeline = books.pipeline(ports.ledger, name)
+    partition = pipeline.partition
+    while True:
+        batch = books.batch(ports.ledger, partition, number)
+        if batch.state not in (BatchState.VERSIONED, BatchState.EMPTY):
+            table = ports.tables.find(name, number)
+            if table is None:
+                batch, table = _append(ports, pipeline, batch)
+            try:
+                batch = _record_version(ports, partition, batch, table, now)
+            except Conflict:
+                continue  # somebody else works on the same batch; what they wrote is what counts
+        books.finish_batch(ports.ledger, partition, batch)
+        if batch.version is not None:
+            _tell_version(ports, books.dataset_version(ports.ledger, partition, batch.version))
+        return {"version": batch.version}
+
+
+def _record_version(ports: Ports, partition: str, batch: Batch, table: TableState | None, now: datetime) -> Batch:
+    """Manifest first, then one commit: dataset version, head and batch. No table state: nothing was accepted."""
+    head = books.head(ports.ledger, partition)
+    row = ports.ledger.get(partition, books.batch_key(batch.number))
+    assert row is not None
+    if table is None:
+        empty = replace(batch, state=BatchState.EMPTY)
+        ports.ledger.commit(partition, [Replace(row.key, to_builtins(empty), row.etag)])
+        return empty
+    name, parent = partition.removeprefix("p."), int(head.value["version"])
+    arrivals = [books.arrival(ports.ledger, partition, id_) for id_ in batch.accepted]
+    manifest = Manifest(name, parent + 1, batch.number, parent or None, tuple(map(_source, arrivals)))
+    artifact = f"datasets/{name}/{parent + 1:08d}/manifest.json"
+    version = DatasetVersion(
+        dataset=name,
+        version=parent + 1,
+        batch=batch.number,
+        table_uri=table.uri,
+        table_version=table.version,
+        manifest=artifact,
+        manifest_sha256=ports.artifacts.put(artifact, to_json(manifest)),
+        files=len(arrivals),
+        rows=sum(each.rows or 0 for each in arrivals),
+        total_rows=table.rows,
+        columns=table.columns,
+        created_at=now,
+        quarantined=len(batch.arrivals) - len(arrivals),
+    )
+    versioned = replace(batch, state=BatchState.VERSIONED, version=version.version)
+    ports.ledger.commit(
+        partition,
+        [
+            Insert(books.dataset_key(version.version), to_builtins(version)),
+            Replace("head", {**head.value, "version": version.version}, head.etag),
+            Replace(row.key, to_builtins(versioned), row.etag),
+        ],
+    )
+    return versioned
+
+
+def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, TableState | None]:
+    """Put the accepted files into the table. A file that was written over since its check is taken out first, in the
+    ledger, so that what the ledger says was accepted is what the table holds."""
+    partition = pipeline.partition
+    rules = books.rules(pipeline, _known_columns(ports, partition))
+    with tempfile.TemporaryDirectory(prefix="dropforge-append-") as folder:
+        files = []
+        for index, id_ in enumerate(batch.accepted):
+            arrival = books.arrival(ports.ledger, partition, id_)
+            path = Path(folder) / f"{index:06d}"
+            try:
+                _fetch(ports, arrival, path)
+                if _sha256(path) != arrival.sha256:
+                    raise Conflict(f"{arrival.url} changed after it was checked, under an equal etag")
+            except (NotFound, Conflict) as gone:
+                books.put_arrival(
+                    ports.ledger, partition, replace(arrival, state=ArrivalState.SUPERSEDED, reason=gone.message)
+                )
+                continue
+            files.append(TableFile(path, arrival.id, arrival.arrived_at))
+        kept = tuple(file.source for file in files)
+        if kept != batch.accepted:
+            batch = replace(batch, accepted=kept)
+            value: Any = to_builtins(batch)
+            books.change(ports.ledger, partition, books.batch_key(batch.number), lambda _: value)
+        if not files:
+            return batch, None
+        return batch, ports.tables.append(pipeline.name, batch.number, files, rules)
+
+
+def _source(arrival: Arrival) -> Source:
+    return Source(
+        arrival=arrival.id,
+        url=arrival.url,
+        etag=arrival.etag,
+        sha256=arrival.sha256 or "",
+        size_bytes=arrival.size_bytes,
+        rows=arrival.rows or 0,
+        arrived_at=arrival.arrived_at,
+        event_time_min=arrival.event_time_min,
+        event_time_max=arrival.event_time_max,
+    )
+
+
+def _tell_version(ports: Ports, version: DatasetVersion) -> None:
+    ports.events.publish(
+        DomainEvent(
+            id=id_of("DatasetVersioned", version.dataset, str(version.version)),
+            type="DatasetVersioned",
+            subject=f"datasets/{version.dataset}/versions/{version.version}",
+            at=version.created_at,
+            data={"files": version.files, "rows": version.rows, "manifest": version.manifest},
+        )
+    )
+
+
+def leave_intake(ports: Ports, name: str, epoch: int) -> bool:
+    """Whether the intake flow may end; see `lanes.leave`."""
+    books.note_trouble(ports.ledger, name, None)
+    partition = books.partition_of(name)
+
+    def more() -> bool:
+        return bool(
+            books.head(ports.ledger, partition).value["open"] is not None
+            or ports.ledger.scan(partition, "pending/", limit=1)
+        )
+
+    return lanes.leave(ports.ledger, partition, LANE, epoch, more)
+
+
+# ------------------------------------------------------------------------------------------------ replay, sweep
+def replay(ports: Ports, name: str, arrival: str | None, now: datetime) -> Json:
+    """Put quarantined files back in line: one, or all. They are checked again by the rules as they are now."""
+    pipeline = books.pipeline(ports.ledger, name)
+    chosen = [arrival] if arrival else quarantined(ports, name)
+    put_back = []
+    for id_ in chosen:
+        known = books.arrival(ports.ledger, pipeline.partition, id_)
+        if known.state is not ArrivalState.QUARANTINED:
+            continue
+        again = replace(
+            known, state=ArrivalState.PENDING, batch=None, reason=None, arrived_at=now, replays=known.replays + 1
+        )
+        row = ports.ledger.get(pipeline.partition, f"arrival/{id_}")
+        assert row is not None
+        ports.ledger.commit(
+            pipeline.partition,
+            [
+                Replace(row.key, to_builtins(again), row.etag),
+                Insert(books.pending_key(again), {"id": id_, "arrived_at": now.isoformat()}),
+            ],
+        )
+        put_back.append(id_)
+    return {"replayed": put_back, "start": wake(ports, pipeline) if put_back else None}
+
+
+def quarantined(ports: Ports, name: str) -> list[str]:
+    """Ids of the files in quarantine."""
+    rows = books.every(ports.ledger, books.partition_of(name), "arrival/")
+    return [row.value["id"] for row in rows if row.value["state"] == ArrivalState.QUARANTINED.value]
+
+
+def sweep(ports: Ports, container: str, now: datetime) -> list[Json]:
+    """Find files whose event never came, and flows that should live and do not: the flows to start.
+
+    A flow that lives already is started again in vain: "already there" is success.
+    """
+    flows = []
+    pipelines = books.pipelines(ports.ledger)
+    for pipeline in pipelines:
+        for drop in ports.drops.list(container, pipeline.spec.dataset.drop):
+            ref = parse_url(drop.url)
+            if owner(pipelines, ref) is not pipeline:
+                continue
+            etag = normal_etag(drop.etag)
+            if ports.ledger.get(pipeline.partition, f"arrival/{arrival_id(ref.url, etag)}") is None:
+                record_arrival(ports, pipeline, ref, etag, drop.size_bytes, now, "sweep")
+        if ports.ledger.scan(pipeline.partition, "pending/", limit=1) or _alive(ports, pipeline, LANE):
+            flows.append(wake(ports, pipeline))
+    return flows
+
+
+def _alive(ports: Ports, pipeline: Pipeline, lane: str) -> bool:
+    return lanes.live_epoch(ports.ledger, pipeline.partition, lane) is not None
+
+
+def explain(problem: Problem) -> str:
+    """One line for a person: the rule, and which rows broke it."""
+    rows = f" (rows {', '.join(map(str, problem.rows))}{', …' if problem.count > len(problem.rows) else ''})"
+    return problem.message + (rows if problem.rows else "")

@@ -1,0 +1,129 @@
+"""Applying a pipeline: its folder in, its next revision out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from dropforge.domain.errors import BadInput, Conflict
+from dropforge.domain.names import checked_name, id_of
+from dropforge.ports import Insert, Json, Ports, Replace
+from dropforge.steps import books, intake, train
+from dropforge.wire import to_json
+
+if TYPE_CHECKING:
+    from dropforge.spec.model import PipelineSpec
+
+SPEC_FILE = "pipeline.yaml"
+MAX_FILES = 2_000
+MAX_BYTES = 50 * 1024**2
+
+
+def apply(ports: Ports, name: str, bundle: bytes, now: datetime) -> Json:
+    """Make the pipeline what the bundle (a zip of its folder) says. The same bundle again changes nothing.
+
+    Raises `BadInput` when the bundle is no such folder and `BadSpec` when its `pipeline.yaml` is wrong. The flows to
+    start come back: files may have been waiting, and new code is trained on the data that is there.
+    """
+    checked_name(name, "pipeline")
+    files = _unpacked(bundle)
+    try:
+        text = files[SPEC_FILE].decode()
+    except KeyError:
+        raise BadInput(f"the bundle has no {SPEC_FILE} at its top; it holds {_some(files)}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{SPEC_FILE} is not UTF-8 text: {error}") from None
+    spec = books.parse_spec(text)
+    if spec.name != name:
+        raise BadInput(f"{SPEC_FILE} is of pipeline {spec.name!r}, applied as {name!r}; make the two equal")
+    _check_drop_prefix(ports, spec)
+    packed = _packed(files)
+    code_sha256 = hashlib.sha256(packed).hexdigest()
+    code = f"code/{name}/{code_sha256[:16]}.zip"
+    ports.artifacts.put(code, packed)
+    key = f"pipeline/{name}"
+    while True:
+        row = ports.ledger.get(books.PIPELINES, key)
+        if row is not None and row.value["code_sha256"] == code_sha256:
+            break
+        value: Json = {
+            "name": name,
+            "text": text,
+            "code": code,
+            "code_sha256": code_sha256,
+            "training_key": _training_key(spec, files),
+            "revision": row.value["revision"] + 1 if row is not None else 1,
+            "applied_at": now.isoformat(),
+        }
+        try:
+            write = Insert(key, value) if row is None else Replace(key, value, row.etag)
+            ports.ledger.commit(books.PIPELINES, [write])
+        except Conflict:
+            continue
+        break
+    applied = books.pipeline(ports.ledger, name)
+    flows = [train.wake_training(ports, name)]
+    if ports.ledger.scan(applied.partition, "pending/", limit=1):
+        flows.append(intake.wake(ports, applied))
+    return {"revision": applied.revision, "start": [flow for flow in flows if flow is not None]}
+
+
+def _unpacked(bundle: bytes) -> dict[str, bytes]:
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(bundle))
+    except zipfile.BadZipFile:
+        raise BadInput("the request body is not a zip file; send the pipeline's folder as one") from None
+    with archive:
+        entries = [info for info in archive.infolist() if not info.is_dir()]
+        size = sum(info.file_size for info in entries)
+        if len(entries) > MAX_FILES or size > MAX_BYTES:
+            raise BadInput(
+                f"the pipeline folder holds {len(entries)} files of {size} bytes; allowed are {MAX_FILES} files of "
+                f"{MAX_BYTES} bytes: keep data out of it and drop it instead"
+            )
+        files: dict[str, bytes] = {}
+        for info in entries:
+            parts = info.filename.split("/")
+            if info.filename.startswith("/") or ".." in parts or "\\" in info.filename:
+                raise BadInput(f"the bundle has a file outside its folder: {info.filename!r}")
+            try:
+                files[info.filename] = archive.read(info)
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+                raise BadInput(f"the bundle's file {info.filename!r} cannot be read: {error}") from None
+    return files
+
+
+def _packed(files: dict[str, bytes]) -> bytes:
+    """A zip whose bytes depend on nothing but names and contents."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name])
+    return buffer.getvalue()
+
+
+def _training_key(spec: PipelineSpec, files: dict[str, bytes]) -> str:
+    code = [f"{name}={hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files) if name != SPEC_FILE]
+    asked = {
+        "training": spec.training.model_dump(mode="json", exclude={"compute"}),
+        "evaluation": spec.evaluation.model_dump(mode="json", exclude={"confidence"}),
+        "label": spec.dataset.label,
+        "event_time": spec.dataset.event_time,
+    }
+    return id_of(*code, to_json(asked).decode())
+
+
+def _check_drop_prefix(ports: Ports, spec: PipelineSpec) -> None:
+    for other in books.pipelines(ports.ledger):
+        if other.name != spec.name and other.spec.dataset.drop == spec.dataset.drop:
+            raise BadInput(
+                f"dataset.drop {spec.dataset.drop!r} is where pipeline {other.name!r} takes its files; choose another"
+            )
+
+
+def _some(files: dict[str, bytes]) -> str:
+    names = sorted(files)
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "nothing"

@@ -1,0 +1,26 @@
+"""Timers: the sweep that finds what events missed."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import azure.durable_functions as df
+import azure.functions as func
+
+from dropforge.settings import settings
+from dropforge.steps import intake, train
+from dropforge.wiring import ports
+from functions.starting import start
+
+bp = df.Blueprint()
+
+
+@bp.timer_trigger(arg_name="timer", schedule=settings().sweep_schedule, run_on_startup=False, use_monitor=True)
+@bp.durable_client_input(client_name="client")
+async def sweep(timer: func.TimerRequest, client: df.DurableOrchestrationClient) -> None:
+    now = datetime.now(UTC)
+    for flow in await asyncio.to_thread(intake.sweep, ports(), settings().drop_container, now):
+        await start(client, flow)
+    for flow in await asyncio.to_thread(train.sweep, ports()):
+        await start(client, flow)
