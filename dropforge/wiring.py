@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING
 
 from dropforge.domain.errors import BadInput
-from dropforge.ports import Ports
 from dropforge.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from dropforge.ports import Ports
 
 
 def _local(chosen: Settings) -> Ports:
@@ -19,6 +22,7 @@ def _local(chosen: Settings) -> Ports:
     from dropforge.adapters.local.ledger import SqliteLedger
     from dropforge.adapters.local.serving import LocalServing
     from dropforge.adapters.registry import LedgerRegistry
+    from dropforge.ports import Ports
 
     state = chosen.state
     ledger = SqliteLedger(state / "ledger.db")
@@ -49,7 +53,13 @@ def build(chosen: Settings) -> Ports:
     return family(chosen)
 
 
-@cache
+_built: list[Ports] = []
+_building = Lock()
+
+
 def ports() -> Ports:
-    """The ports of this process, built on first use."""
-    return build(settings())
+    """The ports of this process, built once, on first use, whichever thread comes first."""
+    with _building:
+        if not _built:
+            _built.append(build(settings()))
+        return _built[0]

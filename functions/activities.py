@@ -8,8 +8,8 @@ from typing import Any
 
 import azure.durable_functions as df
 
+from dropforge import steps
 from dropforge.settings import settings
-from dropforge.steps import approvals, books, deploy, intake, train
 from dropforge.wiring import ports
 from functions.starting import start
 
@@ -23,101 +23,101 @@ def _now() -> datetime:
 # ------------------------------------------------------------------------------------------------ intake
 @bp.activity_trigger(input_name="value")
 def plan_intake(value: dict[str, Any]) -> dict[str, Any]:
-    return intake.plan_intake(ports(), value["pipeline"], _now())
+    return steps.intake.plan_intake(ports(), value["pipeline"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def cut_batch(value: dict[str, Any]) -> int | None:
-    return intake.cut_batch(ports(), value["pipeline"], _now())
+    return steps.intake.cut_batch(ports(), value["pipeline"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def check_batch(value: dict[str, Any]) -> dict[str, Any]:
-    return intake.check_batch(ports(), value["pipeline"], value["batch"])
+    return steps.intake.check_batch(ports(), value["pipeline"], value["batch"])
 
 
 @bp.activity_trigger(input_name="value")
 def write_version(value: dict[str, Any]) -> dict[str, Any]:
-    return intake.write_version(ports(), value["pipeline"], value["batch"], _now())
+    return steps.intake.write_version(ports(), value["pipeline"], value["batch"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def leave_intake(value: dict[str, Any]) -> bool:
-    return intake.leave_intake(ports(), value["pipeline"], value["epoch"])
+    return steps.intake.leave_intake(ports(), value["pipeline"], value["epoch"])
 
 
 @bp.activity_trigger(input_name="value")
 def note_trouble(value: dict[str, Any]) -> None:
-    books.note_trouble(ports().ledger, value["pipeline"], value["message"])
+    steps.books.note_trouble(ports().ledger, value["pipeline"], value["message"])
 
 
 # ------------------------------------------------------------------------------------------------ train
 @bp.activity_trigger(input_name="value")
 @bp.durable_client_input(client_name="client")
 async def wake_training(value: dict[str, Any], client: df.DurableOrchestrationClient) -> bool:
-    return await start(client, await asyncio.to_thread(train.wake_training, ports(), value["pipeline"]))
+    return await start(client, await asyncio.to_thread(steps.train.wake_training, ports(), value["pipeline"]))
 
 
 @bp.activity_trigger(input_name="value")
 def plan_run(value: dict[str, Any]) -> dict[str, Any]:
-    return train.plan_run(ports(), value["pipeline"], settings(), _now())
+    return steps.train.plan_run(ports(), value["pipeline"], settings(), _now())
 
 
 @bp.activity_trigger(input_name="value")
 def submit_run(value: dict[str, Any]) -> None:
-    train.submit_run(ports(), value["pipeline"], value["run"])
+    steps.train.submit_run(ports(), value["pipeline"], value["run"])
 
 
 @bp.activity_trigger(input_name="value")
 def check_run(value: dict[str, Any]) -> bool:
-    return train.check_run(ports(), value["pipeline"], value["run"], _now())
+    return steps.train.check_run(ports(), value["pipeline"], value["run"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def judge_run(value: dict[str, Any]) -> dict[str, Any]:
-    return train.judge_run(ports(), value["pipeline"], value["run"], _now())
+    return steps.train.judge_run(ports(), value["pipeline"], value["run"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def conclude_run(value: dict[str, Any]) -> None:
-    train.conclude_run(ports(), value["pipeline"], value["run"], value["outcome"], _now())
+    steps.train.conclude_run(ports(), value["pipeline"], value["run"], value["outcome"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def leave_training(value: dict[str, Any]) -> bool:
-    return train.leave_training(ports(), value["pipeline"], value["epoch"])
+    return steps.train.leave_training(ports(), value["pipeline"], value["epoch"])
 
 
 @bp.activity_trigger(input_name="value")
 def ask_person(value: dict[str, Any]) -> dict[str, Any]:
-    return approvals.ask(ports(), value["pipeline"], value["run"], value["flow"], _now())
+    return steps.approvals.ask(ports(), value["pipeline"], value["run"], value["flow"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def read_answer(value: dict[str, Any]) -> str | None:
-    return approvals.read_answer(ports(), value["pipeline"], value["run"], _now())
+    return steps.approvals.read_answer(ports(), value["pipeline"], value["run"], _now())
 
 
 # ------------------------------------------------------------------------------------------------ deploy
 @bp.activity_trigger(input_name="value")
 def publish_deployment(value: dict[str, Any]) -> dict[str, Any]:
-    return deploy.publish_deployment(
+    return steps.deploy.publish_deployment(
         ports(), value["pipeline"], value["version"], value["run"], value["token"], settings(), _now()
     )
 
 
 @bp.activity_trigger(input_name="value")
 def observe_deployment(value: dict[str, Any]) -> dict[str, Any]:
-    return deploy.observe_deployment(ports(), value["endpoint"], value["revision"], _now())
+    return steps.deploy.observe_deployment(ports(), value["endpoint"], value["revision"], _now())
 
 
 @bp.activity_trigger(input_name="value")
 def confirm_deployment(value: dict[str, Any]) -> dict[str, Any]:
-    return deploy.confirm_deployment(
+    return steps.deploy.confirm_deployment(
         ports(), value["pipeline"], value["version"], value["endpoint"], value["revision"], _now()
     )
 
 
 @bp.activity_trigger(input_name="value")
 def roll_back_deployment(value: dict[str, Any]) -> dict[str, Any]:
-    return deploy.roll_back_deployment(ports(), value["endpoint"], value["revision"], value["reason"], _now())
+    return steps.deploy.roll_back_deployment(ports(), value["endpoint"], value["revision"], value["reason"], _now())

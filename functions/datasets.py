@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import azure.durable_functions as df
 import azure.functions as func
 
+from dropforge import steps
 from dropforge.domain.errors import BadInput
 from dropforge.settings import settings
-from dropforge.steps import intake
 from dropforge.wiring import ports
 from functions.starting import start
 
@@ -24,7 +24,7 @@ async def on_blob_event(event: func.EventGridEvent, client: df.DurableOrchestrat
     told = {"eventType": event.event_type, "data": event.get_json()}
     try:
         flow = await asyncio.to_thread(
-            intake.record_blob_event, ports(), told, settings().drop_container, datetime.now(UTC)
+            steps.intake.record_blob_event, ports(), told, settings().drop_container, datetime.now(UTC)
         )
     except BadInput as error:
         # Redelivery cannot mend an event that makes no sense; the sweep finds the file if there is one.

@@ -8,7 +8,7 @@ import logging
 import azure.durable_functions as df
 import azure.functions as func
 
-from dropforge.steps import train
+from dropforge import steps
 from dropforge.wiring import ports
 
 bp = df.Blueprint()
@@ -17,7 +17,7 @@ bp = df.Blueprint()
 @bp.event_grid_trigger(arg_name="event")
 @bp.durable_client_input(client_name="client")
 async def on_run_event(event: func.EventGridEvent, client: df.DurableOrchestrationClient) -> None:
-    flow = await asyncio.to_thread(train.flow_waiting_for, ports(), event.event_type, event.get_json())
+    flow = await asyncio.to_thread(steps.train.flow_waiting_for, ports(), event.event_type, event.get_json())
     if flow is None:
         return
     try:

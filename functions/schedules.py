@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import azure.durable_functions as df
 import azure.functions as func
 
+from dropforge import steps
 from dropforge.settings import settings
-from dropforge.steps import intake, train
 from dropforge.wiring import ports
 from functions.starting import start
 
@@ -20,7 +20,7 @@ bp = df.Blueprint()
 @bp.durable_client_input(client_name="client")
 async def sweep(timer: func.TimerRequest, client: df.DurableOrchestrationClient) -> None:
     now = datetime.now(UTC)
-    for flow in await asyncio.to_thread(intake.sweep, ports(), settings().drop_container, now):
+    for flow in await asyncio.to_thread(steps.intake.sweep, ports(), settings().drop_container, now):
         await start(client, flow)
-    for flow in await asyncio.to_thread(train.sweep, ports()):
+    for flow in await asyncio.to_thread(steps.train.sweep, ports()):
         await start(client, flow)

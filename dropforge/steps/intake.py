@@ -12,7 +12,7 @@ from typing import Any
 from dropforge.domain.arrivals import Arrival, ArrivalState, arrival_id
 from dropforge.domain.blobs import BlobRef, normal_etag, parse_url
 from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion, Manifest, Source
-from dropforge.domain.errors import Conflict, NotFound
+from dropforge.domain.errors import BadFile, Conflict, NotFound
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
 from dropforge.ports import FileCheck, Insert, Json, Ports, Problem, Replace, TableFile, TableState
@@ -249,7 +249,7 @@ def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
         if batch.state not in (BatchState.VERSIONED, BatchState.EMPTY):
             table = ports.tables.find(name, number)
             if table is None:
-                batch, table = _append(ports, pipeline, batch)
+                batch, table = _appended(ports, pipeline, batch)
             try:
                 batch = _record_version(ports, partition, batch, table, now)
             except Conflict:
@@ -300,6 +300,32 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
     return versioned
 
 
+def _appended(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, TableState | None]:
+    """`_append`, with a file that turns out not to fit the table after all put into quarantine, and the rest appended."""
+    while True:
+        try:
+            return _append(ports, pipeline, batch)
+        except BadFile as error:
+            source = str(error.about.get("source", ""))
+            if source not in batch.accepted:
+                raise
+            arrival = books.arrival(ports.ledger, pipeline.partition, source)
+            with tempfile.TemporaryDirectory(prefix="dropforge-check-") as folder:
+                path = Path(folder) / "drop"
+                _fetch(ports, arrival, path)
+                check = FileCheck(arrival.rows or 0, arrival.columns, (Problem("fit", None, error.message),))
+                books.put_arrival(ports.ledger, pipeline.partition, _quarantined(ports, pipeline, arrival, path, check))
+            batch = _accept(ports, pipeline, batch, tuple(each for each in batch.accepted if each != source))
+
+
+def _accept(ports: Ports, pipeline: Pipeline, batch: Batch, accepted: tuple[str, ...]) -> Batch:
+    """The batch with other accepted files, in the ledger first: what it says is accepted is what the table will hold."""
+    batch = replace(batch, accepted=accepted)
+    value: Any = to_builtins(batch)
+    books.change(ports.ledger, pipeline.partition, books.batch_key(batch.number), lambda _: value)
+    return batch
+
+
 def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, TableState | None]:
     """Put the accepted files into the table. A file that was written over since its check is taken out first, in the
     ledger, so that what the ledger says was accepted is what the table holds."""
@@ -322,9 +348,7 @@ def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Tabl
             files.append(TableFile(path, arrival.id, arrival.arrived_at))
         kept = tuple(file.source for file in files)
         if kept != batch.accepted:
-            batch = replace(batch, accepted=kept)
-            value: Any = to_builtins(batch)
-            books.change(ports.ledger, partition, books.batch_key(batch.number), lambda _: value)
+            batch = _accept(ports, pipeline, batch, kept)
         if not files:
             return batch, None
         return batch, ports.tables.append(pipeline.name, batch.number, files, rules)

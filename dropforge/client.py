@@ -1,0 +1,155 @@
+"""The HTTP client of the platform's API: what the CLI, the demo and the tests speak through. Standard library only."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
+
+# Never part of a pipeline's folder: what tools leave behind, and what would make every bundle another.
+SKIPPED = {"__pycache__", ".git", ".venv", ".ipynb_checkpoints", "node_modules"}
+
+
+class Answered(DropforgeError):
+    """The API refused; `status` is its HTTP status, the message its `detail`."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail, status=status)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a host listens, and the key that opens it."""
+
+    url: str
+    key: str
+    # On this machine: the host's state folder, with the drop folder in it.
+    state: Path | None = None
+
+
+def connect(state: Path | None = None) -> Connection:
+    """The host to speak to: `DROPFORGE_URL` and `DROPFORGE_KEY`, or the one that runs on the state folder.
+
+    Without a folder, `.dropforge` is looked for here and in the folders above. Raises `Unavailable` that says what to do.
+    """
+    url = os.environ.get("DROPFORGE_URL")
+    if url:
+        return Connection(url.rstrip("/"), os.environ.get("DROPFORGE_KEY", ""))
+    folder = state or find_state()
+    try:
+        told = json.loads((folder / "connection.json").read_text())
+    except FileNotFoundError:
+        raise Unavailable(f"no host is running on {folder}; start one with `dropforge up` (or set DROPFORGE_URL)") from None
+    return Connection(told["url"].rstrip("/"), told["function_key"], folder)
+
+
+def find_state() -> Path:
+    """The state folder: `DROPFORGE_STATE`, or the nearest `.dropforge` here or above."""
+    if named := os.environ.get("DROPFORGE_STATE"):
+        return Path(named).absolute()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / ".dropforge").is_dir():
+            return folder / ".dropforge"
+    return here / ".dropforge"
+
+
+class Client:
+    """One method per thing the API does; raises `Answered` when it refuses and `Unavailable` when nobody answers."""
+
+    def __init__(self, connection: Connection, timeout_seconds: float = 30.0) -> None:
+        self.connection = connection
+        self._timeout = timeout_seconds
+
+    def get(self, path: str, **query: str | int | None) -> Any:
+        """The JSON that a GET of `/api/<path>` answers."""
+        asked = {key: str(value) for key, value in query.items() if value is not None}
+        return json.loads(self.request("GET", path + ("?" + urllib.parse.urlencode(asked) if asked else "")))
+
+    def post(self, path: str, **body: object) -> Any:
+        """The JSON that a POST of the body to `/api/<path>` answers."""
+        data = json.dumps({key: value for key, value in body.items() if value is not None}).encode()
+        return json.loads(self.request("POST", path, data, "application/json"))
+
+    def apply(self, name: str, folder: Path) -> Any:
+        """Make the pipeline what the folder says."""
+        return json.loads(self.request("PUT", f"pipelines/{name}", bundle(folder), "application/zip"))
+
+    def request(self, method: str, path: str, data: bytes | None = None, kind: str | None = None) -> bytes:
+        """The bytes of the answer."""
+        headers = {"x-functions-key": self.connection.key} | ({"content-type": kind} if kind else {})
+        request = urllib.request.Request(f"{self.connection.url}/api/{path}", data, headers, method=method)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+                body: bytes = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise Answered(error.code, _detail(error)) from None
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            reason = getattr(error, "reason", error)
+            raise Unavailable(f"{self.connection.url} does not answer ({reason}); is the host running?") from None
+        return body
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    text = error.read().decode(errors="replace")
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = None
+    if isinstance(told, dict) and "detail" in told:
+        return str(told["detail"])
+    if error.code == 401:
+        return "the key is missing or wrong (HTTP 401); set DROPFORGE_KEY, or use the state folder of the host"
+    return f"HTTP {error.code} {text.strip()[:500]}"
+
+
+def bundle(folder: Path) -> bytes:
+    """A pipeline's folder as a zip. Raises `NotFound` when it has no `pipeline.yaml`."""
+    if not (folder / "pipeline.yaml").is_file():
+        raise NotFound(f"{folder} has no pipeline.yaml; `dropforge init` makes such a folder")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            if not path.is_file() or any(part in SKIPPED or part.startswith(".") for part in parts):
+                continue
+            if path.suffix in (".pyc", ".onnx"):
+                continue
+            archive.writestr(zipfile.ZipInfo("/".join(parts), (1980, 1, 1, 0, 0, 0)), path.read_bytes())
+    return buffer.getvalue()
+
+
+def drop_file(state: Path, prefix: str, source: Path, name: str | None = None) -> tuple[Path, bool]:
+    """Put a file into the drop folder of a host on this machine, visible only when it is whole.
+
+    Returns where it lies, and whether it was written: a file of that name with equal bytes is left as it is.
+    """
+    if not source.is_file():
+        raise BadInput(f"{source} is not a file")
+    target = state / "drops" / prefix / (name or source.name)
+    if target.is_file() and target.stat().st_size == source.stat().st_size and target.read_bytes() == source.read_bytes():
+        return target, False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A hidden name is never announced; the rename makes the whole file appear at once.
+    hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with source.open("rb") as read, hidden.open("wb") as write:
+            while piece := read.read(1 << 20):
+                write.write(piece)
+            write.flush()
+            os.fsync(write.fileno())
+        hidden.replace(target)
+    finally:
+        hidden.unlink(missing_ok=True)
+    return target, True

@@ -1,0 +1,424 @@
+"""The loop closes: flows and steps that ship, in a world in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dropforge.domain.arrivals import ArrivalState
+from dropforge.domain.endpoints import Desired, ReplicaState
+from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused
+from dropforge.domain.runs import RunOutcome, RunState
+from dropforge.steps import approvals, books, deploy, intake, pipelines, reports, train
+from tests.unit.flows.world import YAML, World, blob_created, bundle_of
+
+GOOD = "x,y\n1,0\n2,1\n"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_a_dropped_file_becomes_a_version_a_run_a_model_and_the_answer(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.run()
+    assert world.manifests() == [["demo/a.csv"]]
+    assert [run.outcome for run in world.runs()] == [RunOutcome.PROMOTED]
+    assert world.champion() == 1
+    desired = world.serving.desired("demo")
+    assert desired is not None and [each.version for each in desired.deployments] == [1]
+    assert not any(instance.alive for instance in world.instances.values())
+
+
+def test_files_that_come_within_the_quiet_period_become_one_version(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.run(timedelta(seconds=5))
+    world.now += timedelta(seconds=5)
+    world.drop("demo/b.csv")
+    world.run()
+    assert world.manifests() == [["demo/a.csv", "demo/b.csv"]]
+
+
+def test_a_steady_trickle_is_cut_after_max_wait(world: World) -> None:
+    for n in range(12):
+        if n:
+            world.run(timedelta(seconds=9))
+            world.now = max(world.now, world.now)
+        world.drop(f"demo/{n:02}.csv")
+        world.now += timedelta(seconds=9)
+    world.run()
+    # max_files is 3, so no version holds more; nothing is lost, and nothing is in two.
+    assert sorted(path for files in world.manifests() for path in files) == [f"demo/{n:02}.csv" for n in range(12)]
+    assert max(len(files) for files in world.manifests()) <= 3
+
+
+def test_a_full_batch_does_not_wait_for_quiet(world: World) -> None:
+    begun = world.now
+    world.drop("demo/a.csv")
+    world.run(timedelta(seconds=1))
+    for name in "bc":
+        world.drop(f"demo/{name}.csv")
+    world.run(timedelta(seconds=2))
+    assert world.manifests() == [["demo/a.csv", "demo/b.csv", "demo/c.csv"]]
+    assert world.now - begun < timedelta(seconds=10)
+
+
+def test_an_event_told_five_times_is_one_arrival(world: World) -> None:
+    world.drop("demo/a.csv", announce=5)
+    world.run()
+    url = world.drop("demo/b.csv", announce=1)
+    world.run()
+    drop = next(each for each in world.drops.list("drops", "demo/") if each.url == url)
+    world.tell(blob_created(drop.url, f'"{drop.etag}"', drop.size_bytes))  # hours late, etag in quotes
+    world.run()
+    assert world.manifests() == [["demo/a.csv"], ["demo/b.csv"]]
+    assert len(list(books.every(world.ports.ledger, "p.demo", "arrival/"))) == 2
+
+
+def test_a_file_whose_event_was_lost_is_found_by_the_sweep(world: World) -> None:
+    world.drop("demo/a.csv", announce=0)
+    world.drop("elsewhere/b.csv", announce=1)
+    world.run()
+    assert world.manifests() == []
+    world.sweep()
+    world.run()
+    assert world.manifests() == [["demo/a.csv"]]
+
+
+def test_a_name_without_content_and_other_events_start_nothing(world: World) -> None:
+    url = "https://local.blob.localhost/drops/demo/a.csv"
+    for event in (
+        blob_created(url, "0x1", 0, api="CreateFile"),
+        {"eventType": "Microsoft.Storage.BlobDeleted", "data": {"url": url}},
+        blob_created("https://local.blob.localhost/other/demo/a.csv", "0x1", 9),
+    ):
+        assert intake.record_blob_event(world.ports, event, "drops", world.now) is None
+    with pytest.raises(BadInput):
+        intake.record_blob_event(world.ports, blob_created("nonsense", "0x1", 1), "drops", world.now)
+    assert world.started == []
+
+
+def test_a_file_written_over_before_it_was_read_is_superseded(world: World) -> None:
+    world.drop("demo/a.csv", "x,y\n9,9\n")
+    world.drop("demo/a.csv", GOOD)
+    world.run()
+    states = {each["state"] for each in reports.arrivals(world.ports, "demo", None)}
+    assert states == {ArrivalState.SUPERSEDED.value, ArrivalState.ACCEPTED.value}
+    assert world.manifests() == [["demo/a.csv"]]
+
+
+def test_a_bad_file_is_quarantined_whole_and_the_rest_goes_on(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.drop("demo/bad.csv", "x,z\n1,2\n")
+    world.run()
+    assert world.manifests() == [["demo/a.csv"]]
+    status = reports.status(world.ports, "demo")
+    (bad,) = status["quarantined"]
+    assert "y" in bad["reason"]
+    report = reports.quarantine(world.ports, "demo", bad["id"])
+    assert report["problems"][0]["message"]
+    assert world.events.of("FileQuarantined")
+
+
+def test_a_quarantined_file_is_put_back_after_the_fix_even_when_the_drop_is_gone(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.run()
+    world.drop("demo/bad.csv", "x,z\n1,2\n")
+    world.run()
+    assert world.manifests() == [["demo/a.csv"]]
+    world.drops.remove("demo/bad.csv")
+    fixed = YAML.replace("label: y", "label: y\n  columns: [{name: y, nullable: true}]")
+    pipelines.apply(world.ports, "demo", bundle_of({"pipeline.yaml": fixed, "train.py": "1"}), world.now)
+    again = intake.replay(world.ports, "demo", None, world.now)
+    assert len(again["replayed"]) == 1
+    world.start(again["start"])
+    world.run()
+    # Still without its label column: quarantined again, with a second report, and still not lost.
+    (bad,) = reports.status(world.ports, "demo")["quarantined"]
+    assert bad["report"].endswith("-1.json")
+    assert intake.replay(world.ports, "demo", bad["id"], world.now)["replayed"] == [bad["id"]]
+
+
+def test_a_batch_of_bad_files_makes_no_version_and_no_run(world: World) -> None:
+    world.drop("demo/bad.csv", "nonsense\n")
+    world.run()
+    assert world.head()["version"] == 0
+    assert world.runs() == []
+    world.drop("demo/a.csv")
+    world.run()
+    assert world.manifests() == [["demo/a.csv"]]
+
+
+# ------------------------------------------------------------------------------------------------ training
+def test_drops_during_a_run_become_the_next_run_and_never_two_at_once(world: World) -> None:
+    world.trainer = None
+    world.drop("demo/a.csv")
+    world.run(timedelta(minutes=5))
+    for name in "bcde":
+        world.drop(f"demo/{name}.csv")
+        world.run(timedelta(minutes=2))
+    assert [each.run for each in world.compute.submitted] == [world.runs()[0].spec.run]
+    assert world.head()["version"] == 5
+    world.trainer = lambda w, run: w.succeed(run, better=True)
+    world.succeed(world.compute.submitted[0].run, better=True)
+    world.run()
+    assert [run.spec.dataset_version for run in world.runs()] == [1, 5]
+    assert world.champion() == 2
+
+
+def test_a_challenger_that_is_worse_is_registered_and_not_promoted(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.run()
+    world.trainer = lambda w, run: w.succeed(run, better=False)
+    world.drop("demo/b.csv")
+    world.run()
+    assert [run.outcome for run in world.runs()] == [RunOutcome.PROMOTED, RunOutcome.KEPT_CHAMPION]
+    assert [each["version"] for each in reports.models(world.ports, "demo")] == [2, 1]
+    assert world.champion() == 1
+
+
+def test_a_failed_run_says_why_and_the_pipeline_goes_on(world: World) -> None:
+    world.trainer = lambda w, run: w.compute.fail(run, "the training command exited with code 1: ValueError: no")
+    world.drop("demo/a.csv")
+    world.run()
+    (failed,) = world.runs()
+    assert (failed.state, failed.outcome) == (RunState.FAILED, RunOutcome.NO_MODEL)
+    assert "ValueError: no" in str(reports.status(world.ports, "demo")["runs"][0]["reason"])
+    world.trainer = lambda w, run: w.succeed(run, better=True)
+    world.drop("demo/b.csv")
+    world.run()
+    assert world.champion() == 1
+
+
+def test_new_code_is_trained_on_the_data_that_is_there(world: World) -> None:
+    world.trainer = lambda w, run: w.compute.fail(run, "exit 1")
+    world.drop("demo/a.csv")
+    world.run()
+    world.trainer = lambda w, run: w.succeed(run, better=True)
+    applied = pipelines.apply(world.ports, "demo", bundle_of({"pipeline.yaml": YAML, "train.py": "2"}), world.now)
+    assert [flow["flow"] for flow in applied["start"]] == ["train"]
+    for flow in applied["start"]:
+        world.start(flow)
+    world.run()
+    assert [run.spec.dataset_version for run in world.runs()] == [1, 1]
+    assert world.champion() == 1
+    # Back to the first code: that has been tried on this version.
+    back = pipelines.apply(world.ports, "demo", bundle_of({"pipeline.yaml": YAML, "train.py": "1"}), world.now)
+    for flow in back["start"]:
+        world.start(flow)
+    world.run()
+    assert len(world.runs()) == 2
+
+
+def test_the_days_budget_delays_a_run_and_loses_none(tmp_path: Path) -> None:
+    world = World(tmp_path, YAML + "budget: {runs_per_day: 2}\n")
+    for name in "abc":
+        world.drop(f"demo/{name}.csv")
+        world.run(timedelta(hours=1))
+    assert len(world.runs()) == 2
+    world.run(timedelta(days=2))
+    assert [run.spec.dataset_version for run in world.runs()] == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------------ deployment
+def test_a_replica_that_cannot_load_the_model_rolls_it_back(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.run()
+
+    def broken(desired: Desired) -> ReplicaState:
+        if desired.deployments and desired.deployments[0].version == 2:
+            return world.report(desired, desired.revision - 1, error="model.onnx: sha256 differs")
+        return world.serves(desired)
+
+    world.replica = broken
+    world.drop("demo/b.csv")
+    world.run()
+    assert world.runs()[-1].outcome is RunOutcome.ROLLED_BACK
+    assert world.champion() == 1
+    desired = world.serving.desired("demo")
+    assert desired is not None and [each.version for each in desired.deployments] == [1]
+    assert "sha256 differs" in reports.status(world.ports, "demo")["endpoint"]["reason"]
+
+
+def test_no_replica_at_all_is_said_so_after_the_timeout(world: World) -> None:
+    world.replica = lambda desired: None
+    world.drop("demo/a.csv")
+    world.run()
+    assert world.runs()[-1].outcome is RunOutcome.ROLLED_BACK
+    assert "no replica" in reports.status(world.ports, "demo")["endpoint"]["reason"]
+    assert world.champion() is None
+
+
+def test_rolling_back_by_hand_puts_the_champion_before_back(world: World) -> None:
+    for name in "ab":
+        world.drop(f"demo/{name}.csv")
+        world.run()
+    assert world.champion() == 2
+    world.start(deploy.by_hand(world.ports, "demo", None))
+    world.run()
+    assert world.champion() == 1
+    world.start(deploy.by_hand(world.ports, "demo", 2))
+    world.run()
+    assert world.champion() == 2
+    with pytest.raises(NotFound):
+        deploy.by_hand(world.ports, "demo", 9)
+
+
+def test_there_is_nothing_to_roll_back_to_at_first(world: World) -> None:
+    with pytest.raises(Refused, match="no earlier champion"):
+        deploy.by_hand(world.ports, "demo", None)
+
+
+def test_a_promotion_is_refused_when_another_champion_was_named_meanwhile(world: World) -> None:
+    for name in "ab":
+        world.drop(f"demo/{name}.csv")
+        world.run()
+    world.trainer = None
+    world.drop("demo/c.csv")
+    world.run(timedelta(minutes=1))
+    world.start(deploy.by_hand(world.ports, "demo", 1))
+    world.run(timedelta(minutes=1))
+    world.succeed(world.compute.submitted[-1].run, better=True)
+    world.run()
+    assert world.runs()[-1].outcome is RunOutcome.ROLLED_BACK
+    assert world.champion() == 1
+
+
+# ------------------------------------------------------------------------------------------------ questions
+ASK = YAML + "gate: {first: ask, ask_timeout: 1h}\n"
+
+
+@pytest.mark.parametrize(("given", "champion"), [("approve", 1), ("reject", None)])
+def test_a_person_is_asked_and_the_answer_counts(tmp_path: Path, given: str, champion: int | None) -> None:
+    world = World(tmp_path, ASK)
+    world.drop("demo/a.csv")
+    world.run(timedelta(minutes=5))
+    (question,) = reports.status(world.ports, "demo")["questions"]
+    assert world.champion() is None
+    wake = approvals.answer(world.ports, "demo", question["run"], given, "ada", world.now)
+    world.raise_event(wake["flow"], wake["event"])
+    world.run()
+    assert world.champion() == champion
+    with pytest.raises(Refused, match="by 'ada'|by ada"):
+        other = "reject" if given == "approve" else "approve"
+        approvals.answer(world.ports, "demo", question["run"], other, "bob", world.now)
+
+
+def test_a_question_nobody_answers_expires_as_a_rejection(tmp_path: Path) -> None:
+    world = World(tmp_path, ASK)
+    world.drop("demo/a.csv")
+    world.run()
+    assert world.runs()[-1].outcome is RunOutcome.REJECTED
+    assert reports.status(world.ports, "demo")["questions"] == []
+
+
+# ------------------------------------------------------------------------------------------------ applying
+def test_the_same_folder_applied_again_changes_nothing(world: World) -> None:
+    again = pipelines.apply(world.ports, "demo", bundle_of({"train.py": "1", "pipeline.yaml": YAML}), world.now)
+    assert again == {"revision": 1, "start": []}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "says"),
+    [
+        (b"not a zip", "not a zip file"),
+        (bundle_of({"train.py": "1"}), "no pipeline.yaml at its top"),
+        (bundle_of({"pipeline.yaml": YAML, "../evil.py": "1"}), "outside its folder"),
+        (bundle_of({"pipeline.yaml": YAML.replace("name: demo", "name: other")}), "applied as 'demo'"),
+        (bundle_of({"pipeline.yaml": YAML.replace("format", "fromat")}), "fromat"),
+    ],
+)
+def test_a_bundle_that_is_no_pipeline_is_refused_with_the_reason(world: World, bundle: bytes, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        pipelines.apply(world.ports, "demo", bundle, world.now)
+
+
+def test_two_pipelines_cannot_take_files_from_one_folder(world: World) -> None:
+    text = YAML.replace("name: demo", "name: second").replace("  format", "  drop: demo/\n  format")
+    with pytest.raises(BadInput, match="is where pipeline 'demo' takes its files"):
+        pipelines.apply(world.ports, "second", bundle_of({"pipeline.yaml": text}), world.now)
+
+
+def test_an_unknown_pipeline_is_answered_with_those_there_are(world: World) -> None:
+    with pytest.raises(NotFound, match="there are demo"):
+        reports.status(world.ports, "dmeo")
+
+
+def test_why_walks_back_to_every_file(world: World) -> None:
+    for name in "ab":
+        world.drop(f"demo/{name}.csv")
+        world.run()
+    told = reports.why(world.ports, "demo", None)
+    assert told["model"]["version"] == 2
+    assert [each["version"] for each in told["made_of"]] == [1, 2]
+    assert reports.manifest(world.ports, "demo", 2)["manifest"]["parent"] == 1
+
+
+# ------------------------------------------------------------------------------------------------ laws
+Told = Callable[[World], None]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_duplicated_reordered_and_lost_events_end_in_the_same_state(tmp_path: Path, data: st.DataObject) -> None:
+    world = World(tmp_path)
+    events = []
+    for n in range(12):
+        drop = world.drops.write(f"demo/{n:02}.csv", f"x,y\n{n},0\n1,1\n".encode())
+        events.append(blob_created(drop.url, drop.etag, drop.size_bytes))
+    for event in data.draw(st.lists(st.sampled_from(events), max_size=40)):
+        world.tell(event)
+        if data.draw(st.booleans()):
+            world.run(timedelta(seconds=data.draw(st.integers(0, 30))))
+    world.run()
+    world.sweep()
+    world.run()
+    files = [path for version in world.manifests() for path in version]
+    assert sorted(files) == [f"demo/{n:02}.csv" for n in range(12)]
+    assert len(list(books.every(world.ports.ledger, "p.demo", "arrival/"))) == 12
+    assert not world.ports.ledger.scan("p.demo", "pending/")
+    assert len({each.run for each in world.compute.submitted}) == len(world.compute.submitted)
+
+
+def test_a_host_that_dies_after_every_effect_ends_in_the_same_state(tmp_path: Path) -> None:
+    ends = []
+    for times in (1, 2, 3):
+        world = World(tmp_path)
+        world.times = times
+        for batch in ("abc", "de", "f"):
+            for name in batch:
+                world.drop(f"demo/{name}.csv", f"x,y\n{ord(name)},0\n2,1\n")
+            world.run()
+        ends.append(
+            (
+                world.manifests(),
+                [replace(run, planned_at=world.now, started_at=None, ended_at=None, live_at=None) for run in world.runs()],
+                world.champion(),
+                world.head(),
+            )
+        )
+        assert len(world.compute.submitted) == 3
+    assert [end[0] for end in ends] == [ends[0][0]] * 3
+    assert [[run.outcome for run in end[1]] for end in ends] == [[RunOutcome.PROMOTED] * 3] * 3
+    assert [end[2:] for end in ends] == [ends[0][2:]] * 3
+
+
+def test_a_version_is_written_once_by_two_hosts_at_the_same_batch(world: World) -> None:
+    world.drop("demo/a.csv")
+    number = intake.cut_batch(world.ports, "demo", world.now)
+    assert number == intake.cut_batch(world.ports, "demo", world.now) == 1
+    intake.check_batch(world.ports, "demo", number)
+    told = [intake.write_version(world.ports, "demo", number, world.now) for _ in range(3)]
+    assert told == [{"version": 1}] * 3
+    table = world.tables.find("demo", 1)
+    assert table is not None and table.rows == 2
+    assert train.wake_training(world.ports, "demo") is not None
+    with pytest.raises((NotFound, Conflict)):
+        intake.write_version(world.ports, "demo", 9, world.now)
