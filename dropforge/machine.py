@@ -63,6 +63,7 @@ def _inference(state: Path, port: int) -> Sidecar:
         ),
         env={"DROPFORGE_INFERENCE_KEY": inference_key(state)},
         ready_url=f"http://127.0.0.1:{chosen}/v2/health/live",
+        url=f"http://127.0.0.1:{chosen}",
     )
 
 
