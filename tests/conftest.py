@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None, database=None)
@@ -11,3 +13,13 @@ settings.register_profile(
     "soak", max_examples=2_000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# Names the folder where every host that a test starts records its episodes: `<app>--<anything>.jsonl`.
+EPISODES = "DROPFORGE_TEST_EPISODES"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _episodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.environ[EPISODES] = str(tmp_path_factory.mktemp("episodes"))
+    yield
+    del os.environ[EPISODES]

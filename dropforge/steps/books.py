@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from dropforge.domain.arrivals import Arrival
 from dropforge.domain.datasets import Batch, Column, DatasetVersion
 from dropforge.domain.errors import Conflict, NotFound
+from dropforge.domain.gate import Policy
 from dropforge.ports import Delete, Insert, Json, Ledger, Replace, Row, TableRules
 from dropforge.wire import from_builtins, to_builtins
 
@@ -101,6 +102,13 @@ def rules(of: Pipeline, known: tuple[Column, ...]) -> TableRules:
     from dropforge.spec.load import to_rules
 
     return to_rules(of.spec, known)
+
+
+def policy(of: Pipeline) -> Policy:
+    """What the pipeline's gate does with each verdict."""
+    from dropforge.spec.load import to_policy
+
+    return to_policy(of.spec)
 
 
 # ------------------------------------------------------------------------------------------------ head

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from dropforge.domain.datasets import DatasetVersion
 from dropforge.domain.errors import BadInput, Conflict, NotFound, RunFailed
 from dropforge.domain.events import DomainEvent
-from dropforge.domain.gate import Action, Policy, decide
+from dropforge.domain.gate import Action, decide
 from dropforge.domain.models import CHAMPION, Lineage
 from dropforge.domain.names import NAME, id_of
 from dropforge.domain.runs import (
@@ -269,7 +269,7 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
         min_improvement=pipeline.spec.gate.min_improvement,
         seed=found.spec.seed,
     )
-    decision = decide(verdict, _policy(pipeline), first=found.spec.champion is None)
+    decision = decide(verdict, books.policy(pipeline), first=found.spec.champion is None)
     version = ports.registry.register(
         pipeline_name, result.model, _lineage(ports, pipeline, found.spec, result, verdict), now
     )
@@ -294,17 +294,6 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
 
 def _decided(found: RunRecord) -> Json:
     return {"action": found.decision, "model_version": found.model_version}
-
-
-def _policy(pipeline: Pipeline) -> Policy:
-    gate = pipeline.spec.gate
-    return Policy(
-        better=gate.better,
-        cannot_tell=gate.cannot_tell,
-        worse=gate.worse,
-        slice_worse=gate.slice_worse,
-        first=gate.first,
-    )
 
 
 def _lineage(ports: Ports, pipeline: Pipeline, spec: RunSpec, result: RunResult, verdict: Verdict) -> Lineage:

@@ -14,15 +14,11 @@ from pathlib import Path
 import pytest
 
 from dropforge.client import bundle
-from tests.e2e.platform import COIN, ROOT, Platform, eventually, throws
-
-EPISODES = "episodes.jsonl"
-
+from tests.e2e.machine import COIN, ROOT, Platform, eventually, throws
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    folder = tmp_path_factory.mktemp("platform")
-    with Platform(folder / "state", record=folder / EPISODES) as running:
+    with Platform(tmp_path_factory.mktemp("platform") / "state") as running:
         yield running
 
 
@@ -51,18 +47,10 @@ def pipeline(folder: Path, name: str, train: str | None = None, **changes: str) 
     return target
 
 
-def days(folder: Path, start: int, count: int) -> Path:
-    """One file with the throws of several days."""
-    parts = [throws(folder, number).read_text().splitlines() for number in range(start, start + count)]
-    path = folder / f"days-{start:03}.csv"
-    path.write_text("\n".join([parts[0][0], *(line for part in parts for line in part[1:])]) + "\n")
-    return path
-
-
 # ------------------------------------------------------------------------------------------------ the main job
 def test_a_dropped_file_answers(platform: Platform, tmp_path: Path) -> None:
     platform.client.apply("first", pipeline(tmp_path, "first"))
-    platform.drop("first/", days(tmp_path, 0, 14))
+    platform.drop("first/", throws(tmp_path, 0, days=14))
     told = platform.settled("first", 1)
     assert told["champion"] == 1
     assert told["runs"][0]["verdict"] == "better"
@@ -74,7 +62,7 @@ def test_a_dropped_file_answers(platform: Platform, tmp_path: Path) -> None:
     why = platform.client.get("pipelines/first/why")
     assert why["model"]["sha256"] and why["dataset"]["files"] == 1
     # The same model again is not better: registered, and kept out.
-    platform.drop("first/", days(tmp_path, 14, 2))
+    platform.drop("first/", throws(tmp_path, 7, days=2))
     told = platform.settled("first", 2)
     assert (told["champion"], told["runs"][0]["outcome"]) == (1, "kept_champion")
     assert len(platform.client.get("pipelines/first/models")["models"]) == 2
@@ -82,8 +70,8 @@ def test_a_dropped_file_answers(platform: Platform, tmp_path: Path) -> None:
 
 def test_promote_and_rollback_by_hand(platform: Platform, tmp_path: Path) -> None:
     platform.client.apply("hand", pipeline(tmp_path, "hand"))
-    for number, start in enumerate((0, 14)):
-        platform.drop("hand/", days(tmp_path, start, 14 if not number else 2))
+    for number, start in enumerate((0, 7)):
+        platform.drop("hand/", throws(tmp_path, start, days=2 if number else 14))
         platform.settled("hand", number + 1)
     assert cli(platform, "promote", "hand", "2").returncode == 0
     eventually(lambda: platform.status("hand")["champion"] == 2, 20, platform.log)
@@ -120,7 +108,7 @@ def test_a_typo_in_pipeline_yaml_names_key_line_and_choices(platform: Platform, 
     folder = pipeline(tmp_path, "typo", **{"metric: log_loss": "metrik: log_loss"})
     refused = cli(platform, "apply", "typo", str(folder))
     assert refused.returncode == 1
-    assert "pipeline.yaml:17" in refused.stderr
+    assert "pipeline.yaml:16" in refused.stderr
     assert "metrik" in refused.stderr
     assert "metric" in refused.stderr
 
@@ -178,7 +166,7 @@ def test_a_training_script_that_fails_says_why_and_its_mended_successor_trains(
 ) -> None:
     folder = pipeline(tmp_path, name, train, **{"timeout: 1m": "timeout: 4s"})
     platform.client.apply(name, folder)
-    platform.drop(f"{name}/", days(tmp_path, 0, 14))
+    platform.drop(f"{name}/", throws(tmp_path, 0, days=14))
     told = platform.settled(name, 1)
     (run,) = told["runs"]
     assert (run["state"], run["outcome"]) == ("failed", "no_model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 from dropforge.client import Client, connect, drop_file
 from dropforge.domain.errors import Unavailable
+from tests.conftest import EPISODES
 
 ROOT = Path(__file__).parent.parent.parent
 COIN = Path(__file__).parent / "pipelines" / "coin"
@@ -28,9 +30,9 @@ T = TypeVar("T")
 class Platform:
     """`dropforge up` as a child process. `environment` is added to a clean one."""
 
-    def __init__(self, state: Path, record: Path | None = None, **environment: str) -> None:
+    def __init__(self, state: Path, **environment: str) -> None:
         self.state = state
-        self._record = record
+        self._record = Path(os.environ[EPISODES]) / f"dropforge--{secrets.token_hex(4)}.jsonl"
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         state.mkdir(parents=True, exist_ok=True)
@@ -46,8 +48,7 @@ class Platform:
     def start(self) -> None:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("DROPFORGE", "Azure", "MLFLOW"))}
         command = [sys.executable, "-m", "dropforge.cli", "up", "--state", str(self.state), "--port", "0"]
-        if self._record is not None:
-            command += ["--record", str(self._record)]
+        command += ["--record", str(self._record)]
         (self.state / "connection.json").unlink(missing_ok=True)
         with (self.state / "up.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -147,15 +148,16 @@ def eventually(look: Callable[[], T | None], seconds: float, why: Callable[[], s
     raise AssertionError(f"nothing within {seconds:g} s: {why()}")
 
 
-def throws(folder: Path, number: int, *, rows: int = 300, bias: float = 0.35) -> Path:
-    """A file of one day's throws. The boxes' shares of heads differ, so that a model can beat the constant."""
+def throws(folder: Path, number: int, *, days: int = 1, rows: int = 200, bias: float = 0.35) -> Path:
+    """A file with the throws of some days. The boxes' shares of heads differ, so that a model can beat the constant."""
     chance = random.Random(number)
-    day = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number)
+    begin = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number * days)
     lines = ["box,thrown_at,heads"]
-    for row in range(rows):
-        box = chance.randrange(10)
-        heads = int(chance.random() < 0.5 + bias * (1 if box % 2 else -1))
-        lines.append(f"{box},{(day + timedelta(seconds=60 * row)).isoformat()},{heads}")
+    for day in range(days):
+        for row in range(rows):
+            box = chance.randrange(10)
+            heads = int(chance.random() < 0.5 + bias * (1 if box % 2 else -1))
+            lines.append(f"{box},{(begin + timedelta(days=day, minutes=row)).isoformat()},{heads}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"throws-{number:04}.csv"
     path.write_text("\n".join(lines) + "\n")
