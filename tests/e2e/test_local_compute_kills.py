@@ -16,7 +16,7 @@ from dropforge.adapters.local import supervisor
 from dropforge.adapters.local.artifacts import LocalArtifacts
 from dropforge.adapters.local.compute import LocalCompute
 from dropforge.domain.runs import RunState
-from tests.e2e.test_local_compute import PRELUDE, ended, folder_of, marked, spec_for, submitter
+from tests.e2e.local_runs import PRELUDE, ended, folder_of, marked, spec_for, submitter
 
 ROUNDS = 200
 

@@ -1,0 +1,45 @@
+"""What the host says once it is ready: where it answers, what it runs, and the keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dropforge.host.app import App
+from dropforge.host.keys import AuthLevel, Keys
+from dropforge.host.triggers.http import http_routes
+
+
+def banner(app: App, keys: Keys, url: str, prefix: str, state: Path, sidecars: Mapping[str, str], colour: bool) -> str:
+    """A few lines for the terminal."""
+
+    def bold(text: str) -> str:
+        return f"\033[1m{text}\033[0m" if colour else text
+
+    lines = ["", f"{bold('Dropforge host')} is ready at {bold(url)} (process {os.getpid()})", f"  app    {app.folder}"]
+    lines += [f"  state  {state}", ""]
+    routes, _ = http_routes(app.functions)
+    base = f"{url}/{prefix}" if prefix else url
+    lines += _table(
+        (
+            ",".join(sorted(route.methods)) or "any",
+            f"{base}/{route.template.template.strip('/')}",
+            "" if route.level is AuthLevel.ANONYMOUS else f"[{route.level.value} key]",
+        )
+        for route in routes
+    )
+    others = [function for function in app.functions if function.trigger.type != "httpTrigger"]
+    lines += _table((function.name, function.trigger.type.removesuffix("Trigger")) for function in others)
+    lines += _table((name, url) for name, url in sidecars.items())
+    lines += ["", f"  function key  {keys.host['default']}", f"  master key    {keys.master}"]
+    lines += [f"  all keys in   {state / 'keys.json'}", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    listed = list(rows)
+    widths = [max(len(row[column]) for row in listed) for column in range(len(listed[0]))] if listed else []
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in listed
+    ]
