@@ -115,6 +115,7 @@ def policy(of: Pipeline) -> Policy:
 EMPTY_HEAD: Json = {
     "batch": 0,  # number of the last batch cut
     "open": None,  # number of the batch being worked on
+    "full": 0,  # number of the last batch that was said to be full before it was cut
     "version": 0,  # last dataset version
     "run": None,  # the live run
     "considered": None,  # the (dataset version, code) that was last trained on or decided against

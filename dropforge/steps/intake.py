@@ -61,14 +61,29 @@ def record_arrival(
 def wake(ports: Ports, pipeline: Pipeline) -> Json:
     """The intake flow to start, under an id that says which lane and epoch; `full` when it need not wait any longer."""
     epoch = lanes.enter(ports.ledger, pipeline.partition, LANE)
-    limit = pipeline.spec.batching.max_files
-    waiting = len(ports.ledger.scan(pipeline.partition, "pending/", limit=limit))
     return {
         "flow": "intake",
         "id": f"intake-{pipeline.name}-{epoch}",
         "input": {"pipeline": pipeline.name, "epoch": epoch},
-        "signal": "full" if waiting >= limit else None,
+        "signal": "full" if _just_full(ports, pipeline) else None,
     }
+
+
+def _just_full(ports: Ports, pipeline: Pipeline) -> bool:
+    """Whether the next batch is full, and this caller is the first to say so: one wake-up is enough, and a lost one
+    only costs the rest of the quiet period."""
+    limit = pipeline.spec.batching.max_files
+    if len(ports.ledger.scan(pipeline.partition, "pending/", limit=limit)) < limit:
+        return False
+    head = books.head(ports.ledger, pipeline.partition)
+    batch = int(head.value["batch"]) + 1
+    if head.value["full"] == batch or head.value["open"] is not None:
+        return False
+    try:
+        ports.ledger.commit(pipeline.partition, [Replace("head", {**head.value, "full": batch}, head.etag)])
+    except Conflict:
+        return False
+    return True
 
 
 def owner(pipelines: list[Pipeline], ref: BlobRef) -> Pipeline | None:

@@ -41,7 +41,8 @@ PIPELINE = "flights"
 WEEK_TIMEOUT = 180.0
 # Between two requests of the scoring client: it shares two cores with training and the platform.
 PAUSE = 0.004
-out = Console()
+# Piped into a file, lines are as long as they need to be.
+out = Console() if sys.stdout.isatty() else Console(width=140)
 
 
 @dataclass
@@ -241,9 +242,25 @@ def _inference(state: Path) -> tuple[str, str]:
 
 
 def _said(number: int, line: dict[str, Any]) -> str:
-    head = f"week {number:2}  {line['rows']:5,} flights -> dataset v{line['dataset_version']}"
-    end = f"[green]v{line['model_version']} is live[/]" if line["model_version"] else f"[yellow]{line['outcome']}[/]"
-    return f"{head}, trained in {line['training_seconds'] or 0:.1f} s, {line['summary']} -> {end.replace('_', ' ')}"
+    verdict = (line["verdict"] or "no verdict").replace("_", " ")
+    said = (
+        f"week {number:2}  {line['rows']:5,} flights -> dataset v{line['dataset_version']:<2}  "
+        f"trained in {line['training_seconds'] or 0:4.1f} s  {verdict:11}  {_interval(line):19}  "
+    )
+    if line["model_version"] is None:
+        return said + f"[yellow]{line['outcome'].replace('_', ' ')}[/]"
+    wait = f" after {line['live_seconds']:.2f} s" if number > 1 and line["live_seconds"] is not None else ""
+    return said + f"[green]v{line['model_version']} is live{wait}[/]"
+
+
+def _interval(line: dict[str, Any]) -> str:
+    low, high = line["interval"] or (None, None)
+    return f"{low:+.4f} .. {high:+.4f}" if low is not None and high is not None else "too few days yet"
+
+
+def _days(week: str) -> str:
+    first, last = (date.fromisoformat(day) for day in week.split(".."))
+    return f"{first:%d %b} - {last:%d %b}"
 
 
 def report(lines: list[dict[str, Any]], seen: Answers) -> dict[str, Any]:
@@ -254,14 +271,13 @@ def report(lines: list[dict[str, Any]], seen: Answers) -> dict[str, Any]:
     live: int | None = None
     for line in lines:
         live = line["model_version"] or live
-        low, high = line["interval"] or (None, None)
         table.add_row(
-            line["week"],
+            _days(line["week"]),
             str(line["files"]),
             f"{line['rows']:,}",
             f"v{line['dataset_version']}",
             (line["verdict"] or "none").replace("_", " "),
-            f"[{low:+.4f}, {high:+.4f}]".replace("[", r"\[") if low is not None and high is not None else "-",
+            _interval(line),
             f"v{live}" if live else "-",
             f"{line['live_seconds']:.2f}" if line["live_seconds"] is not None else "kept",
         )

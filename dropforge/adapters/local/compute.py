@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -50,6 +51,7 @@ _PASSED = frozenset(
 )
 _PASSED_PREFIXES = ("LC_", "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "CUDA_", "NVIDIA_", "CONDA_", "MLFLOW_")
 _START_SECONDS = 60.0
+_START_ATTEMPTS = 5
 # With every core of a two-core machine taken by training, a request of 45 ms CPU took 182 ms at the same niceness, 82 ms
 # when training ran at 5 and 48 ms at 10. Training gives up nothing while nobody asks.
 NICENESS = 10
@@ -218,9 +220,19 @@ class LocalCompute:
             raise BadInput(f"artifact {artifact!r} has sha256 {found}, the run spec wants {sha256}", artifact=artifact)
 
     def _start(self, folder: Path) -> None:
-        """Bring up the supervisor, unless it is or was there. However many are started, one gets the lock, once."""
-        if (folder / supervisor.EXIT).exists() or _alive(folder):
-            return
+        """Bring up the supervisor, unless it is or was there. However many are started, one gets the lock, once.
+
+        On return it has written that it is there: should it die from now on, the run has failed.
+        """
+        for _ in range(_START_ATTEMPTS):
+            if _has_begun(folder):
+                return
+            self._spawn(folder)
+        if not _has_begun(folder):
+            message = f"run {folder.name}: its supervisor was killed {_START_ATTEMPTS} times in a row while starting"
+            raise Unavailable(message, run=folder.name)
+
+    def _spawn(self, folder: Path) -> None:
         with (folder / supervisor.LOG).open("ab") as log:
             try:
                 # It forks and leaves the run to the fork, so there is nothing to wait for or to reap later.
@@ -270,6 +282,17 @@ class LocalCompute:
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """What of the host's environment a run may see."""
     return {name: value for name, value in environment.items() if name in _PASSED or name.startswith(_PASSED_PREFIXES)}
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a supervisor has written that it is there, once the one that is starting, if any, has come so far."""
+    deadline = time.monotonic() + _START_SECONDS
+    while not (folder / supervisor.SUPERVISOR).exists() and not (folder / supervisor.EXIT).exists():
+        # One that was killed before it wrote anything has started nothing: another one may.
+        if not _alive(folder) or time.monotonic() > deadline:
+            return (folder / supervisor.SUPERVISOR).exists() or (folder / supervisor.EXIT).exists()
+        time.sleep(0.005)
+    return True
 
 
 def _alive(folder: Path) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +24,9 @@ BLOCK_BYTES = 1024**2
 # A file with more broken rows than this is not worth counting further.
 MAX_RAGGED = 10_000
 _OTHER_DELIMITERS = ";\t|"
+_BROKEN_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
+
+Handler: TypeAlias = Callable[[Any], str]
 
 
 class CsvSource:
@@ -30,14 +35,14 @@ class CsvSource:
     def __init__(self, path: Path, problems: Problems) -> None:
         look_at_start(path, "CSV", problems)
         self._path = path
-        self._has_nul, self._open_quote = _scan_bytes(path)
+        self._is_utf8, self._has_nul, self._open_quote = _scan_bytes(path)
         names = self._header(problems)
         check_names(names, problems)
         self.columns: dict[str, str | None] = dict.fromkeys(names, TEXT)
         self.strange: dict[str, str] = {}
 
     def _header(self, problems: Problems) -> list[str]:
-        with _errors(problems), _reader(self._path, None, lambda row: "skip") as reader:
+        with _errors(problems), _reader(self._path, None, self._handler(lambda row: "skip")) as reader:
             names: list[str] = reader.schema.names
         for delimiter in _OTHER_DELIMITERS:
             if len(names) == 1 and delimiter in names[0]:
@@ -46,6 +51,10 @@ class CsvSource:
                 raise problems.stop("delimiter", None, message)
         return names
 
+    def _handler(self, on_ragged: Handler) -> Handler | None:
+        # pyarrow cannot hand a row that is not UTF-8 to a handler; without one it stops at the first broken row.
+        return on_ragged if self._is_utf8 else None
+
     def blocks(self, names: Collection[str], problems: Problems) -> Iterator[Block]:
         ragged = _Ragged(problems)
         wanted = [name for name in self.columns if name in names]
@@ -53,7 +62,7 @@ class CsvSource:
         last = list(self.columns)[-1]
         read = wanted if last in wanted else [*wanted, last]
         start, tail = 0, None
-        with _errors(problems), _reader(self._path, read, ragged) as reader:
+        with _errors(problems), _reader(self._path, read, self._handler(ragged)) as reader:
             for batch in reader:
                 if batch.num_rows == 0:
                     continue
@@ -117,8 +126,10 @@ def _errors(problems: Problems) -> Iterator[None]:
 
 
 def _unreadable(text: str, problems: Problems) -> Unreadable:
-    if "Expected" in text and "columns, got" in text:
-        return problems.stop("ragged", None, "too many broken rows: reading stopped")
+    if broken := _BROKEN_ROW.search(text):
+        row, wanted, found = (int(number) for number in broken.groups())
+        message = f"wanted {wanted} cells in every row, as in the header, found {found}; reading stopped there"
+        return problems.stop("ragged", None, message, rows=[row - 1])
     if "straddling" in text:
         message = f"a row is longer than {BLOCK_BYTES // 1024**2} MB; is a quote opened and never closed?"
         return problems.stop("row_length", None, message)
@@ -130,7 +141,7 @@ def _unreadable(text: str, problems: Problems) -> Unreadable:
 
 
 @contextmanager
-def _reader(path: Path, wanted: list[str] | None, on_ragged: Callable[[Any], str]) -> Iterator[Any]:
+def _reader(path: Path, wanted: list[str] | None, on_ragged: Handler | None) -> Iterator[Any]:
     """Values as bytes, so that one that is not UTF-8 is found with its row; without `wanted` only the header counts."""
     with pa.OSFile(str(path)) as file:
         reader = pa_csv.open_csv(
@@ -169,11 +180,19 @@ def _decoded(value: bytes | None) -> str | bytes | None:
         return value
 
 
-def _scan_bytes(path: Path) -> tuple[bool, bool]:
-    """Whether the file holds NUL bytes, and whether it holds an odd number of quotes."""
-    has_nul, quotes = False, 0
+def _scan_bytes(path: Path) -> tuple[bool, bool, bool]:
+    """Whether the file is UTF-8, whether it holds NUL bytes, and whether it holds an odd number of quotes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_utf8, has_nul, quotes = True, False, 0
     with path.open("rb") as file:
-        while chunk := file.read(BLOCK_BYTES):
+        while True:
+            chunk = file.read(BLOCK_BYTES)
             has_nul = has_nul or b"\x00" in chunk
             quotes += chunk.count(b'"')
-    return has_nul, quotes % 2 == 1
+            try:
+                if is_utf8:
+                    decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError:
+                is_utf8 = False
+            if not chunk:
+                return is_utf8, has_nul, quotes % 2 == 1

@@ -101,7 +101,11 @@ def _parsed(line: bytes, row: int, problems: Problems) -> dict[str, Any] | None:
         value = msgspec.json.decode(line)
         if isinstance(value, dict):
             return value
-        found = "an array (is the whole file one JSON array?)" if isinstance(value, list) else f"a plain {type(value).__name__}"
+        found = (
+            "an array (is the whole file one JSON array?)"
+            if isinstance(value, list)
+            else f"a plain {type(value).__name__}"
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
         found = str(error)
         if row == 1 and line.strip() == b"[":

@@ -1,0 +1,67 @@
+"""What a training node is given, and what it leaves behind: the files both sides of a run agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from dropforge.domain.errors import RunFailed
+from dropforge.domain.runs import RunSpec, RunState
+
+# Names inside `NodeSpec.output_dir`.
+MODEL = "model.onnx"
+METRICS = "metrics.json"
+EVIDENCE = "evidence.json"
+RESULT = "result.json"
+
+
+class ExitCode(IntEnum):
+    """How the node ended. Anything else is a fault of the node or of the machine."""
+
+    FINE = 0
+    COMMAND_FAILED = 10
+    NO_MODEL = 11
+    MODEL_UNUSABLE = 12
+    DATA_UNUSABLE = 13
+    SPEC_WRONG = 14
+    # 128 + SIGTERM, as a shell reports it.
+    CANCELLED = 143
+
+
+class NodeFailed(RunFailed):
+    """The run ends without a usable model; `exit_code` says in which way, the message is the reason for a person."""
+
+    def __init__(self, exit_code: ExitCode, message: str, **about: object) -> None:
+        super().__init__(message, **about)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """`spec.json`: the run, and where its files lie on this node. Paths are absolute."""
+
+    run: RunSpec
+    # The user's pipeline folder: the working directory of the command.
+    code_dir: str
+    # The champion's ONNX file, when `run.champion` is set.
+    champion_model: str | None
+    output_dir: str
+    work_dir: str
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """`result.json`: written once, as the last thing the node does."""
+
+    run: str
+    state: RunState
+    exit_code: int
+    # One sentence for a person; None when the run succeeded.
+    reason: str | None
+    # Wall-clock seconds of the whole process, and of the user's command within them.
+    seconds: float
+    command_seconds: float
+    model_sha256: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,85 @@
+"""Experiment tracking: the run written down in MLflow, where one is named. A run never fails because of it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dropforge.domain.runs import RunSpec
+from dropforge.training.contract import EVIDENCE, METRICS, MODEL
+
+LOG = logging.getLogger(__name__)
+
+# A tracking server that does not answer must not hold the run for the minutes that MLflow would try.
+_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_MOST_SECONDS = 120.0
+
+
+class Tracking:
+    """Import MLflow while the user's command runs (it takes a second), log when the run is scored."""
+
+    def __init__(self, uri: str | None) -> None:
+        self._uri = uri
+        self._mlflow: Any = None
+        self._loading: threading.Thread | None = None
+
+    def prepare(self) -> None:
+        """Begin to load MLflow in the background; no effect without a tracking URI."""
+        if self._uri is None:
+            return
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        if "://" not in self._uri or self._uri.startswith("file:"):
+            # MLflow keeps its file store in maintenance mode and wants to be told that it is wanted.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        self._loading = threading.Thread(target=self._guarded, args=(self._load,), daemon=True)
+        self._loading.start()
+
+    def log(self, spec: RunSpec, metrics: dict[str, float], tags: dict[str, str], output: Path) -> None:
+        """Parameters, metrics, tags and files of the run. Warns when it cannot, and gives up after two minutes."""
+        if self._loading is None:
+            return
+        self._loading.join()
+        if self._mlflow is None:
+            return
+        writing = threading.Thread(
+            target=self._guarded, args=(lambda: self._write(spec, metrics, tags, output),), daemon=True
+        )
+        writing.start()
+        writing.join(_MOST_SECONDS)
+        if writing.is_alive():
+            LOG.warning("tracking at %s did not finish in %.0f seconds; going on", self._uri, _MOST_SECONDS)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - tracking is a courtesy; no fault of it may cost the run
+            LOG.warning("tracking at %s failed: %s: %s", self._uri, type(error).__name__, error)
+
+    def _load(self) -> None:
+        self._mlflow = importlib.import_module("mlflow")
+
+    def _write(self, spec: RunSpec, metrics: dict[str, float], tags: dict[str, str], output: Path) -> None:
+        mlflow = self._mlflow
+        mlflow.set_tracking_uri(self._uri)
+        # Azure ML has made the run already; one of our own would be a second one beside it.
+        given = os.environ.get("MLFLOW_RUN_ID")
+        if given is None:
+            mlflow.set_experiment(spec.pipeline)
+        with mlflow.start_run(run_id=given, run_name=None if given else spec.run):
+            mlflow.set_tags(tags)
+            mlflow.log_params({**spec.parameters, "seed": spec.seed})
+            mlflow.log_metrics(metrics)
+            # Files, never `log_model`: Azure ML does not offer the interface that it needs.
+            for name in (MODEL, EVIDENCE, METRICS):
+                mlflow.log_artifact(str(output / name))

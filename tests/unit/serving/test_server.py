@@ -1,0 +1,224 @@
+"""The server and its converger on one event loop, with a store of desired states that misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
+from dropforge.domain.errors import DropforgeError, Unavailable
+from dropforge.serving.converge import Converger
+from dropforge.serving.server import Limits, Server
+from tests.unit.serving import onnx_models
+from tests.unit.serving.onnx_models import deployment
+
+Client: TypeAlias = TestClient[Any, Any]
+
+URL = "/v2/models/flights/infer"
+REQUEST = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+HEAD = b"POST /v2/models/flights/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+
+
+class Store:
+    """A `Source` in memory."""
+
+    def __init__(self) -> None:
+        self.pending: dict[str, Desired | DropforgeError | None] = {}
+        self.reports: dict[str, ReplicaState] = {}
+        self.down = False
+
+    def want(self, endpoint: str, revision: int, *deployments: Deployment) -> None:
+        self.pending = {endpoint: Desired(endpoint, revision, deployments, datetime.now(UTC))}
+
+    def changes(self) -> dict[str, Desired | DropforgeError | None]:
+        if self.down:
+            raise PermissionError("no such luck")
+        changes, self.pending = self.pending, {}
+        return changes
+
+    def report(self, state: ReplicaState) -> None:
+        if self.down:
+            raise Unavailable("the disk is full")
+        self.reports[state.endpoint] = state
+
+    def forget(self, endpoint: str) -> None:
+        self.reports.pop(endpoint, None)
+
+
+@asynccontextmanager
+async def serving(store: Store, limits: Limits | None = None) -> AsyncIterator[Client]:
+    converger = Converger(store, "r1", 0.005)
+    server = Server(converger, None, limits or Limits())
+    async with TestClient(TestServer(server.app())) as client:
+        work = asyncio.create_task(converger.run())
+        yield client
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        await converger.close()
+    server.close()
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not what():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.005)
+
+
+def told(store: Store, message: str) -> bool:
+    return message in (store.reports["flights"].error or "")
+
+
+async def version_of(client: Client) -> str:
+    async with client.post(URL, json=REQUEST) as response:
+        body = await response.json()
+        assert response.status == 200, body
+        return str(body["model_version"])
+
+
+def test_a_store_that_does_not_answer_stops_no_request_and_is_asked_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store) as client:
+            await until(lambda: "flights" in store.reports)
+            store.down = True
+            store.want("flights", 2, deployment(tmp_path, onnx_models.scaled(2), 2))
+            await asyncio.sleep(0.05)
+            assert await version_of(client) == "1"
+            store.down = False
+            await until(lambda: store.reports["flights"].revision == 2)
+            assert await version_of(client) == "2"
+        assert store.reports == {}
+
+    asyncio.run(scenario())
+
+
+def test_until_the_store_was_looked_at_once_a_replica_is_not_ready(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.down = True
+        async with serving(store) as client:
+            async with client.get("/v2/health/ready") as response:
+                assert response.status == 503
+            store.down = False
+            async with asyncio.timeout(30):
+                while (await client.get("/v2/health/ready")).status != 200:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.005)
+
+    asyncio.run(scenario())
+
+
+def test_an_older_revision_and_another_of_the_same_number_change_nothing_and_are_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 5, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store) as client:
+            await until(lambda: "flights" in store.reports and store.reports["flights"].ready)
+            for revision, message in ((4, "revision 4 is older than 5"), (5, "is served already with other")):
+                store.want("flights", revision, deployment(tmp_path, onnx_models.scaled(2), 2))
+                await until(partial(told, store, message))
+                assert await version_of(client) == "1"
+            store.want("flights", 5, deployment(tmp_path, onnx_models.scaled(1), 1))
+            await until(lambda: store.reports["flights"].error is None)
+
+    asyncio.run(scenario())
+
+
+def test_a_desired_state_under_another_name_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        wanted = Desired("weather", 1, (deployment(tmp_path, onnx_models.scaled(1)),), datetime.now(UTC))
+        store.pending = {"flights": wanted}
+        async with serving(store):
+            await until(lambda: "flights" in store.reports and store.reports["flights"].error)
+            assert "the desired state of 'flights' is about 'weather'" in (store.reports["flights"].error or "")
+
+    asyncio.run(scenario())
+
+
+def test_an_error_nobody_thought_of_keeps_the_old_version_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No bytes on a disk make a load run out of memory when a test wants it to.
+    def no_memory(*_: object) -> None:
+        raise MemoryError("no room")
+
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store) as client:
+            await until(lambda: "flights" in store.reports and store.reports["flights"].ready)
+            with monkeypatch.context() as patch:
+                patch.setattr("dropforge.serving.slots.load", no_memory)
+                store.want("flights", 2, deployment(tmp_path, onnx_models.scaled(2), 2))
+                await until(lambda: "no room" in (store.reports["flights"].error or ""))
+            assert await version_of(client) == "1"
+            await until(lambda: store.reports["flights"].revision == 2)
+
+    asyncio.run(scenario())
+
+
+def test_an_endpoint_taken_away_while_it_loads_is_not_served(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        async with serving(store) as client:
+            store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+            await until(lambda: not store.pending)
+            store.pending = {"flights": None}
+            await until(lambda: not store.pending)
+            await asyncio.sleep(0.2)
+            async with client.post(URL, json=REQUEST) as response:
+                assert response.status == 404
+            assert store.reports == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store, Limits(body_seconds=0.1, queue=1)) as client:
+            await until(lambda: "flights" in store.reports)
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+            writer.write(HEAD + b'{"inp')
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 408 ")
+            assert "did not arrive within 0.1 seconds" in json.loads(await reader.readuntil(b"}"))["error"]
+            writer.close()
+            await writer.wait_closed()
+            assert await version_of(client) == "1"
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_who_leaves_in_the_middle_of_a_body_leaves_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store, Limits(queue=1)) as client:
+            await until(lambda: "flights" in store.reports)
+            for _ in range(3):
+                _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+                writer.write(HEAD + b'{"inp')
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+            # The queue holds one: each of them must have left it.
+            async with asyncio.timeout(30):
+                while (await client.post(URL, json=REQUEST)).status != 200:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
