@@ -14,7 +14,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dropforge.client import Client, connect, drop_file, find_state
 from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
@@ -47,11 +49,15 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Unavailable as error:
-        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        _complain(error)
         sys.exit(NOT_RUNNING)
     except DropforgeError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+        _complain(error)
         sys.exit(REFUSED)
+
+
+def _complain(error: DropforgeError) -> None:
+    err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _client(state: Path | None) -> Client:
@@ -65,6 +71,19 @@ def _show(value: T, as_json: bool, show: Callable[[T], RenderableType | None]) -
     shown = show(value)
     if shown is not None:
         out.print(shown)
+
+
+def _row(table: Table, *cells: object) -> None:
+    """A row of plain text: what others wrote is shown as it is, brackets and all."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in cells))
+
+
+def _facts(*facts: tuple[str, object]) -> Table:
+    """Names in bold, and what they are."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, fact in facts:
+        _row(table, Text(name, style="bold"), fact)
+    return table
 
 
 def _table(*columns: str) -> Table:
@@ -81,12 +100,12 @@ def up(
     port: Annotated[int, typer.Option(help="Port of the host; the inference server takes the next one.")] = 7071,
     app_dir: Annotated[Path | None, typer.Option("--app", help="Folder of function_app.py.")] = None,
     record: Annotated[Path | None, typer.Option(help="Record every episode of a flow here, to replay it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Log as JSON lines on the terminal too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say addresses and keys as one JSON object.")] = False,
 ) -> None:
     """Run the whole platform on this machine until Ctrl-C: host, flows, training, inference."""
     from dropforge.machine import run
 
-    sys.exit(run((state or find_state()).absolute(), port, app_dir, record))
+    sys.exit(run((state or find_state()).absolute(), port, app_dir, record, as_json=as_json))
 
 
 @app.command()
@@ -133,7 +152,9 @@ def _applied(state: Path | None, name: str, folder: Path) -> bool:
 @app.command()
 def apply(
     name: Name,
-    folder: Annotated[Path | None, typer.Argument(help="Its folder. Default: ./<name>, then ./examples/<name>.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Its folder. Default: ./<name>, then ./examples/<name>.")
+    ] = None,
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
@@ -161,7 +182,9 @@ def drop(
     """Drop files for a pipeline. If its folder lies here and has changed, it is applied first."""
     client = _client(state)
     if client.connection.state is None:
-        raise BadInput("this command drops into a host on this machine; elsewhere, upload to the drop container instead")
+        raise BadInput(
+            "this command drops into a host on this machine; elsewhere, upload to the drop container instead"
+        )
     folder = _folder_of(name)
     if folder is not None:
         client.apply(name, folder)
@@ -182,7 +205,9 @@ def _dropped_line(each: dict[str, Any]) -> str:
 @app.command()
 def status(
     name: Annotated[str | None, typer.Argument(help="The pipeline; without it, one line for each.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it; ends when nothing is left to do.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on showing it; ends when nothing is left to do.")
+    ] = False,
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
@@ -226,30 +251,30 @@ def _pipelines(lines: list[dict[str, Any]]) -> RenderableType:
         return "No pipeline yet; `dropforge init NAME` makes one."
     table = _table("pipeline", "revision", "drop", "dataset", "live run", "champion", "trouble")
     for each in lines:
-        table.add_row(*(str(value if value is not None else "-") for value in each.values()))
+        _row(table, *(value if value is not None else "-" for value in each.values()))
     return table
 
 
 def _status(told: dict[str, Any]) -> RenderableType:
-    files = told["files"]
-    dataset = told["dataset"]
-    top = _table("", "")
-    top.show_header = False
-    top.add_row("[bold]pipeline[/]", f"{told['pipeline']} (revision {told['revision']}), drop into {told['drop']}")
-    top.add_row("[bold]files[/]", ", ".join(f"{count} {state}" for state, count in files.items() if count) or "none yet")
+    files, dataset = told["files"], told["dataset"]
+    facts = [
+        ("pipeline", f"{told['pipeline']} (revision {told['revision']}), drop into {told['drop']}"),
+        ("files", ", ".join(f"{count} {state}" for state, count in files.items() if count) or "none yet"),
+    ]
     if dataset:
-        line = f"version {dataset['version']}: {dataset['files']} files, {dataset['rows']:,} rows"
-        top.add_row("[bold]dataset[/]", f"{line} ({dataset['total_rows']:,} in all)")
-    top.add_row("[bold]run[/]", told["live_run"] or "none live")
+        made = f"version {dataset['version']}: {dataset['files']} files, {dataset['rows']:,} rows"
+        facts.append(("dataset", f"{made} ({dataset['total_rows']:,} in all)"))
     answering = f"version {told['champion']}" if told["champion"] else "no model yet"
-    top.add_row("[bold]champion[/]", answering + _endpoint_note(told["endpoint"]))
-    parts: list[RenderableType] = [top]
+    facts += [("run", told["live_run"] or "none live"), ("champion", answering + _endpoint_note(told["endpoint"]))]
+    parts: list[RenderableType] = [_facts(*facts)]
     if told["trouble"]:
-        parts.append(f"[red]trouble:[/] {told['trouble']}")
+        parts.append(Text.assemble(("trouble: ", "red"), told["trouble"]))
     for each in told["quarantined"]:
-        parts.append(f"[yellow]quarantined[/] {each['url'].rsplit('/', 1)[-1]} ({each['id']}): {each['reason']}")
+        name = each["url"].rsplit("/", 1)[-1]
+        parts.append(Text.assemble(("quarantined ", "yellow"), f"{name} ({each['id']}): {each['reason']}"))
     for each in told["questions"]:
-        parts.append(f"[cyan]question[/] {each['question']} -> dropforge answer {told['pipeline']} {each['run']} approve")
+        how = f"dropforge answer {told['pipeline']} {each['run']} approve"
+        parts.append(Text.assemble(("question ", "cyan"), f"{each['question']} -> {how}"))
     if told["runs"]:
         parts.append(_runs(told["runs"]))
     return Group(*parts)
@@ -272,13 +297,23 @@ def runs(name: Name, state: State = None, as_json: AsJson = False) -> None:
 def _runs(lines: list[dict[str, Any]]) -> RenderableType:
     table = _table("run", "data", "state", "verdict", "model", "outcome")
     for each in lines:
-        said = each["summary"] or each["reason"] or ""
         model = f"v{each['model_version']}" if each["model_version"] else "-"
-        outcome = (each["outcome"] or "").replace("_", " ")
-        if each["outcome"] == "kept_champion" and each["decision_reason"]:
-            outcome += f": {each['decision_reason']}"
-        table.add_row(each["run"], f"v{each['dataset_version']}", each["state"], said, model, outcome)
+        _row(
+            table,
+            each["run"],
+            f"v{each['dataset_version']}",
+            each["state"],
+            each["summary"] or each["reason"] or "",
+            model,
+            _outcome(each),
+        )
     return table
+
+
+def _outcome(run: dict[str, Any]) -> str:
+    if run["outcome"] == "kept_champion":
+        return f"not promoted: {run['decision_reason']}"
+    return (run["outcome"] or "").replace("_", " ")
 
 
 @app.command()
@@ -288,7 +323,8 @@ def models(name: Name, state: State = None, as_json: AsJson = False) -> None:
     def show(lines: list[dict[str, Any]]) -> RenderableType:
         table = _table("version", "champion", "verdict", "data", "run", "sha256", "made")
         for each in lines:
-            table.add_row(
+            _row(
+                table,
                 f"v{each['version']}",
                 "champion" if each["champion"] else "",
                 each["verdict"].replace("_", " "),
@@ -349,17 +385,18 @@ def why(
     def show(told: dict[str, Any]) -> RenderableType:
         model, run, dataset = told["model"], told["run"], told["dataset"]
         lineage = model["lineage"]
-        table = _table("", "")
-        table.show_header = False
-        table.add_row("[bold]model[/]", f"{model['model']} v{model['version']}, sha256 {model['sha256']}")
-        table.add_row("[bold]run[/]", f"{run['run']}, seed {lineage['seed']}, {run['seconds'] or 0:.1f} s")
-        table.add_row("[bold]verdict[/]", run["summary"] or "-")
-        table.add_row("[bold]code[/]", f"{lineage['code']}, sha256 {lineage['code_sha256']}")
-        table.add_row("[bold]dataset[/]", f"version {dataset['version']}, {dataset['total_rows']:,} rows")
-        table.add_row("[bold]manifest[/]", f"{dataset['manifest']}, sha256 {dataset['manifest_sha256']}")
-        for each in told["made_of"]:
-            table.add_row("", f"version {each['version']}: {each['files']} files, {each['rows']:,} rows")
-        return table
+        return _facts(
+            ("model", f"{model['model']} v{model['version']}, sha256 {model['sha256']}"),
+            ("run", f"{run['run']}, seed {lineage['seed']}, {run['seconds'] or 0:.1f} s"),
+            ("verdict", run["summary"] or "-"),
+            ("code", f"{lineage['code']}, sha256 {lineage['code_sha256']}"),
+            ("dataset", f"version {dataset['version']}, {dataset['total_rows']:,} rows"),
+            ("manifest", f"{dataset['manifest']}, sha256 {dataset['manifest_sha256']}"),
+            *(
+                ("", f"version {each['version']}: {each['files']} files, {each['rows']:,} rows")
+                for each in told["made_of"]
+            ),
+        )
 
     _show(_client(state).get(f"pipelines/{name}/why", version=version), as_json, show)
 
@@ -379,25 +416,41 @@ def replay(
         client.apply(name, folder)
     told = client.post(f"pipelines/{name}/replay", arrival=arrival)
     count = len(told["replayed"])
-    _show(told, as_json, lambda _: f"{count} file{'s' if count != 1 else ''} put back in line." if count else "Nothing is in quarantine.")
+    _show(
+        told,
+        as_json,
+        lambda _: (
+            f"{count} file{'s' if count != 1 else ''} put back in line." if count else "Nothing is in quarantine."
+        ),
+    )
 
 
 @app.command()
-def report(name: Name, arrival: Annotated[str, typer.Argument(help="Id of the file.")], state: State = None, as_json: AsJson = False) -> None:
+def report(
+    name: Name,
+    arrival: Annotated[str, typer.Argument(help="Id of the file.")],
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
     """Why a file is in quarantine: which rows broke which rule."""
 
     def show(told: dict[str, Any]) -> RenderableType:
         table = _table("rule", "column", "problem", "rows", "found")
         for each in told["problems"]:
             rows = ", ".join(map(str, each["rows"][:10])) + (", …" if each["count"] > 10 else "")
-            table.add_row(each["rule"], each["column"] or "", each["message"], rows, ", ".join(each["values"][:5]))
-        return Group(f"{told['url']} ({told['rows']:,} rows)", table)
+            _row(table, each["rule"], each["column"] or "", each["message"], rows, ", ".join(each["values"][:5]))
+        return Group(Text(f"{told['url']} ({told['rows']:,} rows)"), table)
 
     _show(_client(state).get(f"pipelines/{name}/arrivals/{arrival}/report"), as_json, show)
 
 
 @app.command()
-def promote(name: Name, version: Annotated[int, typer.Argument(help="Model version.")], state: State = None, as_json: AsJson = False) -> None:
+def promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="Model version.")],
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
     """Put a model version behind the pipeline's endpoint, by hand."""
     told = _client(state).post(f"pipelines/{name}/promote", version=version)
     _show(told, as_json, lambda _: f"Version {told['version']} is being deployed.")
@@ -411,7 +464,9 @@ def rollback(name: Name, state: State = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def cancel(name: Name, run: Annotated[str, typer.Argument(help="The run.")], state: State = None, as_json: AsJson = False) -> None:
+def cancel(
+    name: Name, run: Annotated[str, typer.Argument(help="The run.")], state: State = None, as_json: AsJson = False
+) -> None:
     """End a training run with all its processes."""
     told = _client(state).post(f"pipelines/{name}/runs/{run}/cancel")
     _show(told, as_json, lambda _: f"{run} is being ended.")

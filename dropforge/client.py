@@ -49,7 +49,9 @@ def connect(state: Path | None = None) -> Connection:
     try:
         told = json.loads((folder / "connection.json").read_text())
     except FileNotFoundError:
-        raise Unavailable(f"no host is running on {folder}; start one with `dropforge up` (or set DROPFORGE_URL)") from None
+        raise Unavailable(
+            f"no host is running on {folder}; start one with `dropforge up` (or set DROPFORGE_URL)"
+        ) from None
     return Connection(told["url"].rstrip("/"), told["function_key"], folder)
 
 
@@ -138,7 +140,11 @@ def drop_file(state: Path, prefix: str, source: Path, name: str | None = None) -
     if not source.is_file():
         raise BadInput(f"{source} is not a file")
     target = state / "drops" / prefix / (name or source.name)
-    if target.is_file() and target.stat().st_size == source.stat().st_size and target.read_bytes() == source.read_bytes():
+    if (
+        target.is_file()
+        and target.stat().st_size == source.stat().st_size
+        and target.read_bytes() == source.read_bytes()
+    ):
         return target, False
     target.parent.mkdir(parents=True, exist_ok=True)
     # A hidden name is never announced; the rename makes the whole file appear at once.

@@ -17,7 +17,7 @@ INFERENCE = "inference"
 KEY_FILE = "inference.key"
 
 
-def run(state: Path, port: int, app: Path | None, record: Path | None = None) -> int:
+def run(state: Path, port: int, app: Path | None, record: Path | None = None, *, as_json: bool = False) -> int:
     """Run until a signal; the exit code is the host's (see `run_host`)."""
     folder = _app_folder(app)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -25,9 +25,8 @@ def run(state: Path, port: int, app: Path | None, record: Path | None = None) ->
     os.environ.setdefault("DROPFORGE_ADAPTERS", "local")
     os.environ["DROPFORGE_STATE"] = str(state)
     os.environ.setdefault("DROPFORGE_RUN_POLL_SECONDS", "5")
-    return asyncio.run(
-        run_host(HostOptions(folder, state, port, record=record, sidecars=(_inference(state, port),)))
-    )
+    sidecars = (_inference(state, port),)
+    return asyncio.run(run_host(HostOptions(folder, state, port, record=record, sidecars=sidecars, as_json=as_json)))
 
 
 def inference_key(state: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -29,12 +30,27 @@ def banner(app: App, keys: Keys, url: str, prefix: str, state: Path, sidecars: M
         )
         for route in routes
     )
-    others = [function for function in app.functions if function.trigger.type != "httpTrigger"]
-    lines += _table((function.name, function.trigger.type.removesuffix("Trigger")) for function in others)
+    lines.append("")
+    lines += _others(app)
     lines += _table((name, url) for name, url in sidecars.items())
     lines += ["", f"  function key  {keys.host['default']}", f"  master key    {keys.master}"]
     lines += [f"  all keys in   {state / 'keys.json'}", ""]
     return "\n".join(lines) + "\n"
+
+
+def _others(app: App) -> list[str]:
+    """The functions behind the other triggers, a paragraph for each kind."""
+    names: dict[str, list[str]] = {}
+    for function in app.functions:
+        if function.trigger.type != "httpTrigger":
+            names.setdefault(function.trigger.type.removesuffix("Trigger"), []).append(function.name)
+    width = max(map(len, names), default=0)
+    found: list[str] = []
+    for kind, listed in names.items():
+        found += textwrap.wrap(
+            ", ".join(listed), 110, initial_indent=f"  {kind:{width}}  ", subsequent_indent=" " * (width + 4)
+        )
+    return found
 
 
 def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import socket
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiohttp import web
 
@@ -68,6 +68,8 @@ class HostOptions:
     # Orchestrator episodes are recorded here.
     record: Path | None = None
     sidecars: tuple[Sidecar, ...] = ()
+    # Say addresses and keys as one JSON object instead of the lines for people.
+    as_json: bool = False
     # How long running functions may take when the host stops.
     grace_seconds: float = 10.0
 
@@ -269,9 +271,9 @@ class Host:
         self._watchers.start(repeat(source.look))
         self._resources.push_async_callback(self._watchers.cancel)
 
-    def _write_connection(self) -> None:
-        path = self.options.state / CONNECTION_FILE
-        connection = {
+    def connection(self) -> dict[str, Any]:
+        """Where the host answers, and its keys: what clients on this machine read."""
+        return {
             "url": self.url,
             "pid": os.getpid(),
             "function_key": self.keys.host["default"],
@@ -281,7 +283,10 @@ class Host:
             "app": str(self.options.app),
             "state": str(self.options.state),
         }
-        write_private(path, json.dumps(connection, indent=2) + "\n")
+
+    def _write_connection(self) -> None:
+        path = self.options.state / CONNECTION_FILE
+        write_private(path, json.dumps(self.connection(), indent=2) + "\n")
         self._resources.callback(path.unlink, missing_ok=True)
 
 
@@ -301,7 +306,8 @@ async def run_host(options: HostOptions) -> int:
         except HostError as error:
             sys.stderr.write(f"error: {error}\n")
             return error.exit_code
-        sys.stdout.write(host.banner(colour=sys.stdout.isatty()))
+        said = json.dumps(host.connection()) + "\n" if options.as_json else host.banner(colour=sys.stdout.isatty())
+        sys.stdout.write(said)
         sys.stdout.flush()
         failure = await _until(stopped, host)
         if failure:

@@ -173,7 +173,7 @@ class Invocations:
             except Exception as error:
                 _log_failure(call, started, error, logging.ERROR)
                 raise
-            _log.info("%s%s, %s", call.what, _status(returned), _took(started))
+            _log.info("%s%s, %s", call.what, _status(returned), _took(started), extra={"routine": _is_routine(call)})
             return returned
 
     async def _run(self, function: AppFunction, call: Call) -> meta.Datum | None:
@@ -345,6 +345,11 @@ def _log_failure(call: Call, started: float, error: Exception, level: int) -> No
 def _origin(error: BaseException) -> BaseException:
     """The error as the function raised it."""
     return error.__cause__ if isinstance(error, FunctionQuit) and error.__cause__ else error
+
+
+def _is_routine(call: Call) -> bool:
+    """A request that only looked: somebody watching asks four times a second."""
+    return call.what.startswith(("GET ", "HEAD "))
 
 
 def _status(returned: meta.Datum | None) -> str:

@@ -251,6 +251,8 @@ def open_logs(folder: Path, levels: Mapping[str, str], terminal: TextIO | None =
     file.setFormatter(JsonLines(redactor))
     screen = logging.StreamHandler(terminal)
     screen.setFormatter(ReadableLines(redactor, colour=terminal.isatty()))
+    # The file has them.
+    screen.addFilter(lambda record: not getattr(record, "routine", False))
     root = logging.getLogger()
     for handler in (file, screen):
         handler.addFilter(_mark)

@@ -1,6 +1,6 @@
 """The flights scenario: weeks of daily files drop in, a client scores without pause, and only proven models go live.
 
-    python -m examples.flights.demo [--weeks 12] [--state .demo]
+    python -m examples.flights.demo [--weeks 14] [--state .demo]
 
 Starts the platform of one machine on a fresh state folder, plays the weeks, prints a table of what happened and writes
 `demo-summary.json`. Exit code 0: every week ended in a verdict and no request failed.
@@ -310,7 +310,7 @@ def report(lines: list[dict[str, Any]], seen: Answers) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weeks", type=int, default=12, help="weeks of 2013 to play (default 12, at most 52)")
+    parser.add_argument("--weeks", type=int, default=14, help="weeks of 2013 to play (default 14, at most 52)")
     parser.add_argument("--state", type=Path, default=ROOT / ".demo", help="state folder; emptied first")
     parser.add_argument("--summary", type=Path, default=ROOT / "demo-summary.json")
     asked = parser.parse_args()

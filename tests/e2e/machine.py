@@ -17,6 +17,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import deltalake
+import pyarrow.parquet as pq
+
 from dropforge.client import Client, connect, drop_file
 from dropforge.domain.errors import Unavailable
 from tests.conftest import EPISODES
@@ -46,7 +49,9 @@ class Platform:
         self.stop()
 
     def start(self) -> None:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("DROPFORGE", "Azure", "MLFLOW"))}
+        clean = {
+            key: value for key, value in os.environ.items() if not key.startswith(("DROPFORGE", "Azure", "MLFLOW"))
+        }
         command = [sys.executable, "-m", "dropforge.cli", "up", "--state", str(self.state), "--port", "0"]
         command += ["--record", str(self._record)]
         (self.state / "connection.json").unlink(missing_ok=True)
@@ -162,3 +167,12 @@ def throws(folder: Path, number: int, *, days: int = 1, rows: int = 200, bias: f
     path = folder / f"throws-{number:04}.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def sources_of(table: Path) -> list[str]:
+    """The arrival of every row of a Delta table. Its files are read one by one: a whole-table read through deltalake and
+    pyarrow leaves threads behind that can abort the interpreter when it ends."""
+    found: list[str] = []
+    for path in deltalake.DeltaTable(str(table)).file_uris():
+        found += pq.read_table(path, columns=["_source"])["_source"].to_pylist()
+    return found

@@ -15,6 +15,7 @@ import sys
 import types
 import uuid
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 warnings.simplefilter("ignore")
@@ -43,7 +44,9 @@ NAMES = (
 PROTOS = types.SimpleNamespace(
     **{name: message(name) for name in NAMES.split()},
     StatusResult=message("StatusResult", Failure=0, Success=1),
-    BindingInfo=message("BindingInfo", **{"in": 0, "out": 1, "inout": 2, "undefined": 0, "string": 1, "binary": 2, "stream": 3}),
+    BindingInfo=message(
+        "BindingInfo", **{"in": 0, "out": 1, "inout": 2, "undefined": 0, "string": 1, "binary": 2, "stream": 3}
+    ),
 )
 
 
@@ -85,21 +88,24 @@ def same(recorded: Any, given: Any) -> bool:
     return bool(recorded == given)
 
 
+def episodes(paths: list[str]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):  # else the host was killed while it wrote this one
+                    yield json.loads(line)
+
+
 async def main() -> None:
     ids = await load()
     equal, different, first = 0, 0, None
-    for path in sys.argv[2:]:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if not line.endswith("\n"):
-                    continue  # the host was killed while it wrote this one
-                episode = json.loads(line)
-                recorded, given = await replay(ids, episode)
-                if same(recorded, given):
-                    equal += 1
-                else:
-                    different += 1
-                    first = first or {"name": episode["name"], "recorded": recorded, "given": given}
+    for episode in episodes(sys.argv[2:]):
+        recorded, given = await replay(ids, episode)
+        if same(recorded, given):
+            equal += 1
+        else:
+            different += 1
+            first = first or {"name": episode["name"], "recorded": recorded, "given": given}
     print(json.dumps({"equal": equal, "different": different, "first": first}))
 
 

@@ -12,12 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import deltalake
-
 from dropforge.adapters.local.finished import etag_of
 from dropforge.adapters.local.ledger import SqliteLedger
 from dropforge.steps import books
-from tests.e2e.machine import COIN, Platform, eventually, throws
+from tests.e2e.machine import COIN, Platform, eventually, sources_of, throws
 
 FILES, EVENTS, NEVER_TOLD = 50, 200, 5
 
@@ -80,7 +78,7 @@ def test_every_file_is_in_exactly_one_version(tmp_path: Path) -> None:
             assert set(pool.map(send, batches)) == {202}
         eventually(lambda: platform.status("coin")["files"]["accepted"] == FILES, 60, platform.log)
         eventually(lambda: not any(platform.status("coin")["busy"].values()), 30, platform.log)
-        table = deltalake.DeltaTable(str(state / "tables" / "coin")).to_pyarrow_table(columns=["_source"])
+        sources = sources_of(state / "tables" / "coin")
     ledger = SqliteLedger(state / "ledger.db")
     arrivals = [row.value for row in books.every(ledger, "p.coin", "arrival/")]
     assert Counter(each["url"] for each in arrivals).most_common(1)[0][1] == 1
@@ -88,4 +86,4 @@ def test_every_file_is_in_exactly_one_version(tmp_path: Path) -> None:
     accepted = [id_ for row in books.every(ledger, "p.coin", "batch/") for id_ in row.value["accepted"]]
     ledger.close()
     assert sorted(accepted) == sorted(each["id"] for each in arrivals)
-    assert sorted(Counter(table["_source"].to_pylist()).values()) == [10 + number for number in range(FILES)]
+    assert sorted(Counter(sources).values()) == [10 + number for number in range(FILES)]

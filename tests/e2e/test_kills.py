@@ -11,13 +11,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import deltalake
 import pytest
 
 from dropforge.adapters.local.ledger import SqliteLedger
 from dropforge.domain.errors import DropforgeError
 from dropforge.steps import books
-from tests.e2e.machine import COIN, Platform, eventually, throws
+from tests.e2e.machine import COIN, Platform, eventually, sources_of, throws
 
 VERSIONS = 4
 FILES = 3
@@ -30,7 +29,9 @@ def play(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     pipeline = folder / "coin"
     pipeline.mkdir(parents=True)
     text = (COIN / "pipeline.yaml").read_text()
-    text = text.replace("command: python train.py", "command: python train.py\n  environment: {COIN_RUNS: ../../../../runs.txt}")
+    text = text.replace(
+        "command: python train.py", "command: python train.py\n  environment: {COIN_RUNS: ../../../../runs.txt}"
+    )
     (pipeline / "pipeline.yaml").write_text(text)
     (pipeline / "train.py").write_text((COIN / "train.py").read_text())
     platform = Platform(state)
@@ -67,8 +68,10 @@ def _concluded(ledger: SqliteLedger, version: int) -> bool:
     if row is None or row.value["version"] < version or row.value["run"] is not None:
         return False
     alive = [ledger.get("p.coin", f"lane/{lane}") for lane in ("intake", "train")]
-    return row.value["considered"] is not None and row.value["considered"][0] == version and not any(
-        each is not None and each.value["alive"] for each in alive
+    return (
+        row.value["considered"] is not None
+        and row.value["considered"][0] == version
+        and not any(each is not None and each.value["alive"] for each in alive)
     )
 
 
@@ -110,12 +113,12 @@ def end_state(state: Path, ledger: SqliteLedger, counted: Path) -> dict[str, Any
         sources = [(each["url"], each["sha256"], each["rows"]) for each in manifest["sources"]]
         manifests.append((found.version, found.batch, found.files, found.rows, found.total_rows, sources))
     runs = [row.value for row in books.every(ledger, "p.coin", "run/")]
-    table = deltalake.DeltaTable(str(state / "tables" / "coin")).to_pyarrow_table(columns=["_source"])
+    sources = sources_of(state / "tables" / "coin")
     registered = [row.value for row in books.every(ledger, "m.coin", "version/")]
     champion = ledger.get("m.coin", "alias/champion")
     return {
         "manifests": manifests,
-        "rows_per_source": sorted(Counter(table["_source"].to_pylist()).values()),
+        "rows_per_source": sorted(Counter(sources).values()),
         "runs": sorted((each["spec"]["run"], each["state"], each["outcome"], each["model_version"]) for each in runs),
         "ran": sorted(counted.read_text().split()),
         "models": [(each["version"], each["sha256"], each["lineage"]["run"]) for each in registered],

@@ -16,6 +16,7 @@ import pytest
 from dropforge.client import bundle
 from tests.e2e.machine import COIN, ROOT, Platform, eventually, throws
 
+
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with Platform(tmp_path_factory.mktemp("platform") / "state") as running:
@@ -95,7 +96,9 @@ def test_init_drop_status_as_the_readme_says(platform: Platform, tmp_path: Path)
     assert dropped.returncode == 0, dropped.stderr
     again = cli(platform, "drop", "my-model", "data.csv", cwd=tmp_path)
     assert "nothing to do" in again.stdout
-    eventually(lambda: platform.status("my-model")["champion"] == 1, 60, lambda: json.dumps(platform.status("my-model")))
+    eventually(
+        lambda: platform.status("my-model")["champion"] == 1, 60, lambda: json.dumps(platform.status("my-model"))
+    )
     shown = cli(platform, "status", "my-model", cwd=tmp_path)
     assert "version 1" in shown.stdout
     assert json.loads(cli(platform, "status", "my-model", "--json", cwd=tmp_path).stdout)["champion"] == 1
@@ -215,7 +218,9 @@ def test_a_live_instance_is_not_started_twice_and_an_unknown_one_is_not_found(
 
     def answer(method: str, path: str) -> int:
         body = b'{"pipeline": "idle", "epoch": 1}' if method == "POST" else None
-        request = urllib.request.Request(f"{base}{path}?code={key}", body, {"content-type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            f"{base}{path}?code={key}", body, {"content-type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as found:
                 return found.status

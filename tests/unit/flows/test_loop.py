@@ -306,7 +306,7 @@ def test_a_person_is_asked_and_the_answer_counts(tmp_path: Path, given: str, cha
     world.raise_event(wake["flow"], wake["event"])
     world.run()
     assert world.champion() == champion
-    with pytest.raises(Refused, match="by 'ada'|by ada"):
+    with pytest.raises(Refused, match="by ada"):
         other = "reject" if given == "approve" else "approve"
         approvals.answer(world.ports, "demo", question["run"], other, "bob", world.now)
 
@@ -399,7 +399,10 @@ def test_a_host_that_dies_after_every_effect_ends_in_the_same_state(tmp_path: Pa
         ends.append(
             (
                 world.manifests(),
-                [replace(run, planned_at=world.now, started_at=None, ended_at=None, live_at=None) for run in world.runs()],
+                [
+                    replace(run, planned_at=world.now, started_at=None, ended_at=None, live_at=None)
+                    for run in world.runs()
+                ],
                 world.champion(),
                 world.head(),
             )
