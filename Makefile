@@ -6,7 +6,7 @@ export PYTHON
 .PHONY: help setup demo up test check soak bench lock clean
 
 help:
-	@echo "make demo    play ten weeks of flights: drops, trainings, verdicts, swaps (about 5 minutes)"
+	@echo "make demo    play fourteen weeks of flights: drops, trainings, verdicts, swaps (3 minutes)"
 	@echo "make up      run the platform on this machine until Ctrl-C"
 	@echo "make test    all tests                       make soak   the long proofs (hundreds of kills)"
 	@echo "make check   format, lint, types, contracts  make bench  all benchmarks"

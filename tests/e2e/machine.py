@@ -141,6 +141,14 @@ class Platform:
             with error:
                 return error.code, json.loads(error.read() or b"{}")
 
+    def answer(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The endpoint's answer; None while the inference server starts."""
+        try:
+            status, told = self.score(name, rows)
+        except urllib.error.URLError:
+            return None
+        return told if status == 200 else None
+
 
 def eventually(look: Callable[[], T | None], seconds: float, why: Callable[[], str]) -> T:
     """What `look` finds, once it finds something that is true."""

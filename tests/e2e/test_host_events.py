@@ -156,6 +156,8 @@ def test_timers_fire_and_one_that_was_missed_fires_late(tmp_path: Path) -> None:
     (tmp_path / "timers.json").write_text(json.dumps({"hourly": {"due": due.isoformat(), "last": None}}))
     with running_host(DOORS, tmp_path) as host:
         assert [saw["past_due"] for saw in eventually(lambda: host.saw("hourly"))] == [True]
+        # Killed before it wrote down that it fired, the timer would rightly fire again.
+        eventually(lambda: json.loads((tmp_path / "timers.json").read_text())["hourly"]["last"])
         host.kill()
     with running_host(DOORS, tmp_path) as host:
         time.sleep(0.3)

@@ -53,9 +53,9 @@ def play(folder: Path, kills: int, seed: int) -> dict[str, Any]:
             killer.stop()
         assert killer.killed >= kills
         platform.ready()
-        eventually(lambda: platform.status("coin")["endpoint"]["replicas"], 30, platform.log)
         end = end_state(state, ledger, counted)
-        end["answer"] = platform.score("coin", [{"box": 3}])[1]["model_version"]
+        answer = eventually(lambda: platform.answer("coin", [{"box": 3}]), 30, platform.log)
+        end["answer"] = answer["model_version"]
         ledger.close()
         return end
 
