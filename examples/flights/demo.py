@@ -248,7 +248,8 @@ def _said(number: int, line: dict[str, Any]) -> str:
         f"trained in {line['training_seconds'] or 0:4.1f} s  {verdict:11}  {_interval(line):19}  "
     )
     if line["model_version"] is None:
-        return said + f"[yellow]{line['outcome'].replace('_', ' ')}[/]"
+        refused = "not promoted" if line["outcome"] == "kept_champion" else str(line["outcome"]).replace("_", " ")
+        return said + f"[yellow]{refused}[/]"
     wait = f" after {line['live_seconds']:.2f} s" if number > 1 and line["live_seconds"] is not None else ""
     return said + f"[green]v{line['model_version']} is live{wait}[/]"
 

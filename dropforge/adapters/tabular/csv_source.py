@@ -143,25 +143,26 @@ def _unreadable(text: str, problems: Problems) -> Unreadable:
 @contextmanager
 def _reader(path: Path, wanted: list[str] | None, on_ragged: Handler | None) -> Iterator[Any]:
     """Values as bytes, so that one that is not UTF-8 is found with its row; without `wanted` only the header counts."""
-    with pa.OSFile(str(path)) as file:
-        reader = pa_csv.open_csv(
-            file,
-            # One thread, so that broken rows are numbered.
-            read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_ragged),
-            convert_options=pa_csv.ConvertOptions(
-                column_types=None if wanted is None else dict.fromkeys(wanted, pa.binary()),
-                include_columns=wanted,
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-                check_utf8=False,
-            ),
-        )
-        try:
-            yield reader
-        finally:
-            reader.close()
+    reader = pa_csv.open_csv(
+        # Not closed here: a thread of the reader may still be reading ahead, and would go on reading from whatever file
+        # is opened next under the same descriptor. The last of the two to let go of it closes it.
+        pa.OSFile(str(path)),
+        # One thread, so that broken rows are numbered.
+        read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_ragged),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=None if wanted is None else dict.fromkeys(wanted, pa.binary()),
+            include_columns=wanted,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            check_utf8=False,
+        ),
+    )
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 def _report(
