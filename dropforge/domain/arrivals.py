@@ -12,7 +12,6 @@ from dropforge.domain.names import id_of
 
 class ArrivalState(Enum):
     PENDING = "pending"
-    BATCHED = "batched"
     ACCEPTED = "accepted"
     QUARANTINED = "quarantined"
     # The file was written again, or deleted, before it was read: the newer write has an arrival of its own.

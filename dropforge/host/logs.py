@@ -233,6 +233,7 @@ class Logs:
             root.removeHandler(handler)
             handler.close()
         root.setLevel(self.level_before)
+        logging.captureWarnings(False)
 
 
 def open_logs(folder: Path, levels: Mapping[str, str], terminal: TextIO | None = None) -> Logs:
@@ -251,8 +252,9 @@ def open_logs(folder: Path, levels: Mapping[str, str], terminal: TextIO | None =
     file.setFormatter(JsonLines(redactor))
     screen = logging.StreamHandler(terminal)
     screen.setFormatter(ReadableLines(redactor, colour=terminal.isatty()))
-    # The file has them.
-    screen.addFilter(lambda record: not getattr(record, "routine", False))
+    # The file has them: requests that only looked, and what libraries warn their programmers of.
+    logging.captureWarnings(True)
+    screen.addFilter(lambda record: record.name != "py.warnings" and not getattr(record, "routine", False))
     root = logging.getLogger()
     for handler in (file, screen):
         handler.addFilter(_mark)

@@ -53,7 +53,7 @@ def record_arrival(
     arrival = Arrival(arrival_id(ref.url, etag), ref.url, etag, size_bytes, now, source)
     if not books.insert_arrival(ports.ledger, pipeline.partition, arrival):
         known = books.arrival(ports.ledger, pipeline.partition, arrival.id)
-        if known.state not in (ArrivalState.PENDING, ArrivalState.BATCHED):
+        if known.state is not ArrivalState.PENDING:
             return None
     return wake(ports, pipeline)
 
@@ -162,6 +162,7 @@ def check_batch(ports: Ports, name: str, number: int) -> Json:
         if arrival.state is ArrivalState.PENDING:
             arrival = _checked(ports, pipeline, replace(arrival, batch=number), known)
             books.put_arrival(ports.ledger, partition, arrival)
+            _tell_quarantine(ports, pipeline, arrival)
         if arrival.state is ArrivalState.ACCEPTED:
             known = _merged(known, arrival.columns)
         decided.append(arrival)
@@ -240,15 +241,6 @@ def _quarantined(ports: Ports, pipeline: Pipeline, arrival: Arrival, path: Path,
         "problems": [to_builtins(problem) for problem in check.problems],
     }
     ports.artifacts.put(report, to_json(body))
-    ports.events.publish(
-        DomainEvent(
-            id=id_of("FileQuarantined", arrival.id, report),
-            type="FileQuarantined",
-            subject=f"pipelines/{pipeline.name}/arrivals/{arrival.id}",
-            at=arrival.arrived_at,
-            data={"url": arrival.url, "reason": reason, "report": report},
-        )
-    )
     return replace(arrival, state=ArrivalState.QUARANTINED, reason=reason, report=report, kept=kept, rows=check.rows)
 
 
@@ -315,6 +307,20 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
     return versioned
 
 
+def _tell_quarantine(ports: Ports, pipeline: Pipeline, arrival: Arrival) -> None:
+    if arrival.state is not ArrivalState.QUARANTINED:
+        return
+    ports.events.publish(
+        DomainEvent(
+            id=id_of("FileQuarantined", arrival.id, str(arrival.report)),
+            type="FileQuarantined",
+            subject=f"pipelines/{pipeline.name}/arrivals/{arrival.id}",
+            at=arrival.arrived_at,
+            data={"url": arrival.url, "reason": arrival.reason, "report": arrival.report},
+        )
+    )
+
+
 def _appended(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, TableState | None]:
     """`_append`, with a file that turns out not to fit the table after all put into quarantine, and the rest appended."""
     while True:
@@ -329,7 +335,9 @@ def _appended(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Ta
                 path = Path(folder) / "drop"
                 _fetch(ports, arrival, path)
                 check = FileCheck(arrival.rows or 0, arrival.columns, (Problem("fit", None, error.message),))
-                books.put_arrival(ports.ledger, pipeline.partition, _quarantined(ports, pipeline, arrival, path, check))
+                arrival = _quarantined(ports, pipeline, arrival, path, check)
+            books.put_arrival(ports.ledger, pipeline.partition, arrival)
+            _tell_quarantine(ports, pipeline, arrival)
             batch = _accept(ports, pipeline, batch, tuple(each for each in batch.accepted if each != source))
 
 

@@ -65,7 +65,7 @@ def apply(ports: Ports, name: str, bundle: bytes, now: datetime) -> Json:
             continue
         break
     applied = books.pipeline(ports.ledger, name)
-    flows = [train.wake_training(ports, name)]
+    flows = [train.wake_training(ports, name, changed=True)]
     if ports.ledger.scan(applied.partition, "pending/", limit=1):
         flows.append(intake.wake(ports, applied))
     return {"revision": applied.revision, "start": [flow for flow in flows if flow is not None]}

@@ -57,13 +57,22 @@ def _put(ports: Ports, value: RunRecord) -> RunRecord:
 
 
 # ------------------------------------------------------------------------------------------------ when to train
-def wake_training(ports: Ports, name: str) -> Json | None:
-    """The training flow to start, when the newest dataset version (or newer code) has not been trained on yet."""
+def wake_training(ports: Ports, name: str, *, changed: bool = False) -> Json | None:
+    """The training flow to start, when the newest dataset version (or newer code) has not been trained on yet.
+
+    `changed`: the pipeline was applied; a flow that waits for its budget looks again.
+    """
     pipeline = books.pipeline(ports.ledger, name)
     if not _wanted(ports, pipeline):
         return None
     epoch = lanes.enter(ports.ledger, pipeline.partition, LANE)
-    return {"flow": "train", "id": f"train-{name}-{epoch}", "input": {"pipeline": name, "epoch": epoch}}
+    idle = books.head(ports.ledger, pipeline.partition).value["run"] is None
+    return {
+        "flow": "train",
+        "id": f"train-{name}-{epoch}",
+        "input": {"pipeline": name, "epoch": epoch},
+        "signal": "changed" if changed and idle else None,
+    }
 
 
 def _wanted(ports: Ports, pipeline: Pipeline) -> bool:

@@ -227,6 +227,19 @@ def test_the_days_budget_delays_a_run_and_loses_none(tmp_path: Path) -> None:
     assert [run.spec.dataset_version for run in world.runs()] == [1, 2, 3]
 
 
+def test_a_larger_budget_is_heard_by_a_flow_that_waits_for_it(tmp_path: Path) -> None:
+    world = World(tmp_path, YAML + "budget: {runs_per_day: 1}\n")
+    for name in "ab":
+        world.drop(f"demo/{name}.csv")
+        world.run(timedelta(hours=1))
+    assert len(world.runs()) == 1
+    more = bundle_of({"pipeline.yaml": YAML + "budget: {runs_per_day: 5}\n", "train.py": "1"})
+    for flow in pipelines.apply(world.ports, "demo", more, world.now)["start"]:
+        world.start(flow)
+    world.run(timedelta(hours=1))
+    assert [run.spec.dataset_version for run in world.runs()] == [1, 2]
+
+
 # ------------------------------------------------------------------------------------------------ deployment
 def test_a_replica_that_cannot_load_the_model_rolls_it_back(world: World) -> None:
     world.drop("demo/a.csv")
