@@ -352,6 +352,7 @@ def logs(
     run: Annotated[str | None, typer.Argument(help="The run. Default: the newest.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     state: State = None,
+    as_json: AsJson = False,
 ) -> None:
     """What a training run printed."""
     client = _client(state)
@@ -364,13 +365,22 @@ def logs(
         over = client.get(f"pipelines/{name}/runs/{chosen}")["state"] in ("succeeded", "failed", "cancelled")
         text = client.request("GET", f"pipelines/{name}/runs/{chosen}/logs").decode(errors="replace")
         # The answer is the log's end: past its size only what follows the last line shown is new.
-        fresh = text.removeprefix(printed) if text.startswith(printed) else text
-        sys.stdout.write(fresh)
-        sys.stdout.flush()
+        if not as_json:
+            sys.stdout.write(_after(printed, text))
+            sys.stdout.flush()
         printed = text
         if over or not follow:
-            return
+            break
         time.sleep(0.5)
+    if as_json:
+        _show({"run": chosen, "log": printed}, True, lambda _: None)
+
+
+def _after(shown: str, text: str) -> str:
+    """What follows the lines shown before. The API answers with the end of the log, so their beginning may be gone."""
+    mark = shown[-500:]
+    place = text.rfind(mark) if mark else -1
+    return text[place + len(mark) :] if place >= 0 else text
 
 
 @app.command()
