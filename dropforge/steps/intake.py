@@ -58,27 +58,31 @@ def record_arrival(
     return wake(ports, pipeline)
 
 
-def wake(ports: Ports, pipeline: Pipeline) -> Json:
-    """The intake flow to start, under an id that says which lane and epoch; `full` when it need not wait any longer."""
+def wake(ports: Ports, pipeline: Pipeline, *, again: bool = False) -> Json:
+    """The intake flow to start, under an id that says which lane and epoch; `full` when it need not wait any longer.
+
+    That is said once for a batch, and `again` by the sweep: who said it first may have died before the flow heard.
+    """
     epoch = lanes.enter(ports.ledger, pipeline.partition, LANE)
     return {
         "flow": "intake",
         "id": f"intake-{pipeline.name}-{epoch}",
         "input": {"pipeline": pipeline.name, "epoch": epoch},
-        "signal": "full" if _just_full(ports, pipeline) else None,
+        "signal": "full" if _full(ports, pipeline, again) else None,
     }
 
 
-def _just_full(ports: Ports, pipeline: Pipeline) -> bool:
-    """Whether the next batch is full, and this caller is the first to say so: one wake-up is enough, and a lost one
-    only costs the rest of the quiet period."""
+def _full(ports: Ports, pipeline: Pipeline, again: bool) -> bool:
+    """Whether the next batch is full, and this caller is the first to say so (or says it `again`)."""
     limit = pipeline.spec.batching.max_files
     if len(ports.ledger.scan(pipeline.partition, "pending/", limit=limit)) < limit:
         return False
     head = books.head(ports.ledger, pipeline.partition)
     batch = int(head.value["batch"]) + 1
-    if head.value["full"] == batch or head.value["open"] is not None:
+    if head.value["open"] is not None:
         return False
+    if head.value["full"] == batch:
+        return again
     try:
         ports.ledger.commit(pipeline.partition, [Replace("head", {**head.value, "full": batch}, head.etag)])
     except Conflict:
@@ -465,7 +469,7 @@ def sweep(ports: Ports, container: str, now: datetime) -> list[Json]:
             if ports.ledger.get(pipeline.partition, f"arrival/{arrival_id(ref.url, etag)}") is None:
                 record_arrival(ports, pipeline, ref, etag, drop.size_bytes, now, "sweep")
         if ports.ledger.scan(pipeline.partition, "pending/", limit=1) or _alive(ports, pipeline, LANE):
-            flows.append(wake(ports, pipeline))
+            flows.append(wake(ports, pipeline, again=True))
     return flows
 
 

@@ -403,7 +403,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         most: int = pool.max_memory()
         return most
 
-    assert peak(8) < peak(2) * 1.5 < 8 * 1024**2
+    # What pyarrow reads ahead, 32 blocks, and a few copies of one block; far from the file, however slow the machine.
+    assert peak(2) < 2 * 1024**2 and peak(12) < 2 * 1024**2
 
 
 class Closing(pa.OSFile):  # type: ignore[misc]

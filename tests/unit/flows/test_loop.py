@@ -70,6 +70,20 @@ def test_a_full_batch_does_not_wait_for_quiet(world: World) -> None:
     assert world.now - begun < timedelta(seconds=10)
 
 
+def test_a_wake_up_that_a_crash_swallowed_is_given_again_by_the_sweep(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.run(timedelta(seconds=1))
+    for name in "bc":
+        drop = world.drops.write(f"demo/{name}.csv", GOOD.encode())
+        # The door wrote the arrival and that the batch is full, and died before it told the flow.
+        intake.record_blob_event(world.ports, blob_created(drop.url, drop.etag, drop.size_bytes), "drops", world.now)
+    world.run(timedelta(seconds=2))
+    assert world.manifests() == []
+    world.sweep()
+    world.run(timedelta(seconds=2))
+    assert world.manifests() == [["demo/a.csv", "demo/b.csv", "demo/c.csv"]]
+
+
 def test_an_event_told_five_times_is_one_arrival(world: World) -> None:
     world.drop("demo/a.csv", announce=5)
     world.run()
