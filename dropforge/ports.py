@@ -208,7 +208,8 @@ class Tables(Protocol):
 
     def append(self, table: str, batch: int, files: Sequence[TableFile], rules: TableRules) -> TableState:
         """Append all rows of the files as batch number `batch` (they only grow), in one atomic commit. A batch that is
-        already in the table is not appended again: the state it made is returned."""
+        already in the table is not appended again: the state it made is returned. Raises `BadFile` with `source=` for a
+        file that does not fit after all; nothing is appended then."""
 
     def find(self, table: str, batch: int) -> TableState | None:
         """The version that batch made, or None when it has not been appended (or there is no table yet)."""
@@ -222,14 +223,16 @@ class Compute(Protocol):
     """Where training runs."""
 
     def submit(self, spec: RunSpec) -> None:
-        """Start the run, or find it started: an equal run id never starts twice. Returns before the run ends."""
+        """Start the run, or find it started: an equal run id never starts twice. Returns before the run ends.
+
+        Raises `Conflict` when the id was submitted with another spec, `BadInput` when the spec can never run."""
 
     def status(self, run: str) -> RunStatus:
         """How it stands. Raises `NotFound` for a run that was never submitted."""
 
     def result(self, run: str) -> RunResult:
         """What a succeeded run left, with model and evidence put among the artifacts. Raises `RunFailed` with the
-        reason for a run that did not succeed. Calling again gives the same."""
+        reason for a run that did not succeed, and `Refused` for one that has not ended. Calling again gives the same."""
 
     def cancel(self, run: str) -> None:
         """End the run with all its processes; no effect on a run that has ended."""

@@ -16,7 +16,7 @@ from dropforge.adapters.local.artifacts import LocalArtifacts
 from dropforge.adapters.local.compute import LocalCompute
 from dropforge.adapters.memory.artifacts import MemoryArtifacts
 from dropforge.adapters.memory.compute import MemoryCompute
-from dropforge.domain.errors import NotFound, Refused, RunFailed
+from dropforge.domain.errors import Conflict, NotFound, Refused, RunFailed
 from dropforge.domain.runs import ENDED, EvaluationPlan, RunSpec, RunState, RunStatus
 from dropforge.ports import Artifacts, Compute
 from tests.bundles import packed
@@ -198,3 +198,10 @@ def test_a_run_that_was_never_submitted_is_not_found(bench: ComputeBench) -> Non
             ask("never")
     with pytest.raises(NotFound):
         bench.compute.status(replace(bench.spec("succeed"), run="r9").run)
+
+
+def test_another_spec_under_the_same_run_id_is_refused(bench: ComputeBench) -> None:
+    spec = bench.spec("succeed")
+    bench.compute.submit(spec)
+    with pytest.raises(Conflict, match="another spec"):
+        bench.compute.submit(replace(spec, seed=1))

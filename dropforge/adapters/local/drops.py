@@ -67,6 +67,9 @@ class LocalDrops:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(f"{url} is gone", url=url) from error
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                # A circle of links: from Python 3.13 on, `Path.resolve` follows it no further and says nothing.
+                raise NotFound(f"{url} is not a file", url=url) from error
             raise Unavailable(f"{url} cannot be read: {error.strerror}; check its permissions", url=url) from error
         before = os.fstat(fd)
         if not modes.S_ISREG(before.st_mode):

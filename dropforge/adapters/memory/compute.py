@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from dropforge.domain.errors import BadInput, NotFound, Refused, RunFailed
+from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, RunFailed
 from dropforge.domain.runs import ENDED, RunResult, RunSpec, RunState, RunStatus
 from dropforge.ports import Artifacts
 
@@ -54,7 +54,10 @@ class MemoryCompute:
     # -------------------------------------------------------------------------------------------- the port
     def submit(self, spec: RunSpec) -> None:
         with self._lock:
-            if spec.run in self._runs:
+            known = self._runs.get(spec.run)
+            if known is not None:
+                if known.spec != spec:
+                    raise Conflict(f"run {spec.run} was submitted with another spec", run=spec.run)
                 return
             self._runs[spec.run] = _Run(spec, RunStatus(spec.run, RunState.SUBMITTED))
             self.on_submit(spec)
