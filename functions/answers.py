@@ -60,7 +60,7 @@ def body_of(req: func.HttpRequest) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"the request body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadInput(f"the request body is a JSON {type(value).__name__}; it must be an object")

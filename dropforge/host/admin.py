@@ -127,7 +127,7 @@ def _input(body: bytes) -> str:
         return ""
     try:
         found = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from error
     text = found.get("input", "") if isinstance(found, dict) else None
     if isinstance(text, str):

@@ -109,6 +109,7 @@ def test_cloudevents_come_alone_or_in_an_array_and_need_no_header(host: HostHand
         (None, "on_event", [], 400, "aeg-event-type"),
         ("Notification", "on_event", "[{]", 400, "not JSON"),
         ("Notification", "on_event", b"\xff", 400, "not JSON"),
+        ("Notification", "on_event", "[" * 20_000, 400, "not JSON"),
         ("Notification", "on_event", "[1]", 400, "array of events"),
         ("Notification", "on_event", [], 202, ""),
     ],

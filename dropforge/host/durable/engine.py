@@ -289,7 +289,7 @@ def _check_json(what: str, text: str | None) -> None:
     _check_text(what, text)
     try:
         json.loads(text, parse_constant=_not_json)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadPayload(what, f"{text[:60]!r} ({error})") from error
 
 

@@ -51,7 +51,7 @@ class EventGridTrigger:
     def by_hand(self, function: AppFunction, text: str) -> Call:
         try:
             event = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the input of {function.name!r} must be one event as JSON text: {error}") from error
         if not isinstance(event, dict):
             raise ValueError(f"the input of {function.name!r} must be one event, found {type(event).__name__}")
@@ -124,7 +124,7 @@ def _events(body: bytes) -> list[dict[str, Any]]:
     """The events of a request: an array in the Event Grid schema, one object or an array in CloudEvents."""
     try:
         found = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is not JSON: {error}") from error
     events = found if isinstance(found, list) else [found]
     if not all(isinstance(event, dict) for event in events):
