@@ -21,7 +21,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
@@ -29,7 +28,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from skl2onnx import convert_sklearn
-from skl2onnx.common import tree_ensemble
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -166,14 +164,7 @@ def to_onnx(model: Pipeline, task: Task) -> bytes:
         (name, (StringTensorType if name in task.texts else FloatTensorType)([None, 1])) for name in task.rows.columns
     ]
     options = {"zipmap": False} if task.classes is not None else None
-    add_node = tree_ensemble.add_node
-
-    def add_node_of_numbers(*given: Any, nodes_missing_value_tracks_true: Any = 0, **named: Any) -> None:
-        add_node(*given, nodes_missing_value_tracks_true=int(nodes_missing_value_tracks_true), **named)
-
-    # skl2onnx 1.20 writes False for a leaf where ONNX has a number, and protobuf 7 refuses that.
-    with patch.object(tree_ensemble, "add_node", add_node_of_numbers):
-        graph = convert_sklearn(model, name="model", initial_types=inputs, options=options)
+    graph = convert_sklearn(model, name="model", initial_types=inputs, options=options)
     if task.classes is not None:
         graph.metadata_props.add(key="classes", value=json.dumps(task.classes))
     rename_inputs(graph, {name: task.names[name] for name in task.rows.columns})

@@ -6,15 +6,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
 import pandas as pd
 from features import FEATURES
 from skl2onnx import convert_sklearn
-from skl2onnx.common import tree_ensemble
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -59,14 +56,7 @@ def pipeline(rows: pd.DataFrame, seed: int, parameters: dict[str, float]) -> Pip
 def to_onnx(model: Pipeline) -> bytes:
     """The whole pipeline, one input per column; equal models give equal bytes."""
     inputs = [(name, (StringTensorType if name in TEXTS else FloatTensorType)([None, 1])) for name in FEATURES]
-    add_node = tree_ensemble.add_node
-
-    def add_node_of_numbers(*given: Any, nodes_missing_value_tracks_true: Any = 0, **named: Any) -> None:
-        add_node(*given, nodes_missing_value_tracks_true=int(nodes_missing_value_tracks_true), **named)
-
-    # skl2onnx 1.20 writes False for a leaf where ONNX has a number, and protobuf 7 refuses that.
-    with patch.object(tree_ensemble, "add_node", add_node_of_numbers):
-        graph = convert_sklearn(model, name="flights", initial_types=inputs, options={"zipmap": False})
+    graph = convert_sklearn(model, name="flights", initial_types=inputs, options={"zipmap": False})
     graph.metadata_props.add(key="classes", value=json.dumps([0, 1]))
     return graph.SerializeToString(deterministic=True)
 
