@@ -15,7 +15,7 @@ from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion,
 from dropforge.domain.errors import BadFile, Conflict, NotFound
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
-from dropforge.ports import FileCheck, Insert, Json, Ports, Problem, Replace, TableFile, TableState
+from dropforge.ports import Delete, FileCheck, Insert, Json, Ports, Problem, Replace, TableFile, TableState
 from dropforge.steps import books, lanes
 from dropforge.steps.books import Pipeline
 from dropforge.wire import to_builtins, to_json
@@ -440,6 +440,8 @@ def replay(ports: Ports, name: str, arrival: str | None, now: datetime) -> Json:
             pipeline.partition,
             [
                 Replace(row.key, to_builtins(again), row.etag),
+                # Its batch may still be open, and would take it off the list only later.
+                Delete(books.pending_key(known)),
                 Insert(books.pending_key(again), {"id": id_, "arrived_at": now.isoformat()}),
             ],
         )

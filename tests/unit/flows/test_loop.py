@@ -160,6 +160,23 @@ def test_a_quarantined_file_is_put_back_after_the_fix_even_when_the_drop_is_gone
     assert intake.replay(world.ports, "demo", bad["id"], world.now)["replayed"] == [bad["id"]]
 
 
+def test_a_file_put_back_while_its_batch_is_still_open_is_in_the_next_one(world: World) -> None:
+    world.drop("demo/a.csv")
+    world.drop("demo/bad.csv", "x,z\n1,2\n")
+    number = intake.cut_batch(world.ports, "demo", world.now)
+    assert number == 1
+    intake.check_batch(world.ports, "demo", number)
+    world.now += timedelta(seconds=1)
+    (bad,) = intake.replay(world.ports, "demo", None, world.now)["replayed"]
+    intake.write_version(world.ports, "demo", number, world.now)
+    waiting = [row.value["id"] for row in world.ports.ledger.scan("p.demo", "pending/")]
+    assert waiting == [bad]
+    world.run()
+    assert [each["id"] for each in reports.status(world.ports, "demo")["quarantined"]] == [bad]
+    assert world.manifests() == [["demo/a.csv"]]
+    assert world.ports.ledger.scan("p.demo", "pending/") == []
+
+
 def test_a_batch_of_bad_files_makes_no_version_and_no_run(world: World) -> None:
     world.drop("demo/bad.csv", "nonsense\n")
     world.run()
