@@ -26,6 +26,8 @@ class Batch:
     cut_at: datetime
     # When its newest file arrived.
     newest_at: datetime
+    # Their rows on the pending list: these go when the batch is closed, whatever has become of the arrivals.
+    claimed: tuple[str, ...] = ()
     state: BatchState = BatchState.CUT
     version: int | None = None
     # What goes into the table, decided before anything is written to it.

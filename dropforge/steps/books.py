@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from dropforge.domain.arrivals import Arrival, ArrivalState
+from dropforge.domain.arrivals import Arrival
 from dropforge.domain.datasets import Batch, Column, DatasetVersion
 from dropforge.domain.errors import Conflict, NotFound
 from dropforge.domain.gate import Policy
@@ -234,9 +234,7 @@ def dataset_version(ledger: Ledger, partition: str, version: int) -> DatasetVers
 
 def finish_batch(ledger: Ledger, partition: str, finished: Batch) -> None:
     """Take the batch's arrivals off the pending list and close it. Safe to call again."""
-    decided = (arrival(ledger, partition, id_) for id_ in finished.arrivals)
-    # A file that was put back in line meanwhile waits for the next batch.
-    keys = [pending_key(each) for each in decided if each.state is not ArrivalState.PENDING]
+    keys = finished.claimed
     for start in range(0, len(keys), 90):
         ledger.commit(partition, [Delete(key) for key in keys[start : start + 90]])
     value = to_builtins(finished)

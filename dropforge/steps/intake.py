@@ -15,7 +15,7 @@ from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion,
 from dropforge.domain.errors import BadFile, Conflict, NotFound
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
-from dropforge.ports import Delete, FileCheck, Insert, Json, Ports, Problem, Replace, TableFile, TableState
+from dropforge.ports import FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState
 from dropforge.steps import books, lanes
 from dropforge.steps.books import Pipeline
 from dropforge.wire import to_builtins, to_json
@@ -110,8 +110,8 @@ def plan_intake(ports: Ports, name: str, now: datetime) -> Json:
     return {"action": "wait", "until": due[0].isoformat()}
 
 
-def _due(ports: Ports, pipeline: Pipeline) -> tuple[datetime, list[str], datetime] | None:
-    """When the waiting arrivals become a batch, which they are, and when the newest came; None when none waits."""
+def _due(ports: Ports, pipeline: Pipeline) -> tuple[datetime, list[Row], datetime] | None:
+    """When the waiting arrivals become a batch, their pending rows, and when the newest came; None when none waits."""
     batching = pipeline.spec.batching
     rows = ports.ledger.scan(pipeline.partition, "pending/", limit=batching.max_files)
     if not rows:
@@ -119,7 +119,7 @@ def _due(ports: Ports, pipeline: Pipeline) -> tuple[datetime, list[str], datetim
     times = [datetime.fromisoformat(row.value["arrived_at"]) for row in rows]
     full = len(rows) >= batching.max_files
     due = times[-1] if full else min(times[-1] + batching.quiet_period, times[0] + batching.max_wait)
-    return due, [row.value["id"] for row in rows], times[-1]
+    return due, rows, times[-1]
 
 
 def cut_batch(ports: Ports, name: str, now: datetime) -> int | None:
@@ -136,7 +136,14 @@ def cut_batch(ports: Ports, name: str, now: datetime) -> int | None:
         if due is None:
             return None
         number = int(head.value["batch"]) + 1
-        batch = Batch(number, tuple(due[1]), due_at=due[0], cut_at=now, newest_at=due[2])
+        batch = Batch(
+            number,
+            arrivals=tuple(dict.fromkeys(row.value["id"] for row in due[1])),
+            due_at=due[0],
+            cut_at=now,
+            newest_at=due[2],
+            claimed=tuple(row.key for row in due[1]),
+        )
         try:
             ports.ledger.commit(
                 pipeline.partition,
@@ -160,27 +167,33 @@ def check_batch(ports: Ports, name: str, number: int) -> Json:
     partition = pipeline.partition
     batch = books.batch(ports.ledger, partition, number)
     arrivals = sorted((books.arrival(ports.ledger, partition, id_) for id_ in batch.arrivals), key=lambda a: a.url)
-    known = _known_columns(ports, partition)
-    decided = []
-    for arrival in arrivals:
-        if arrival.state is ArrivalState.PENDING:
-            arrival = _checked(ports, pipeline, replace(arrival, batch=number), known)
-            books.put_arrival(ports.ledger, partition, arrival)
-            _tell_quarantine(ports, pipeline, arrival)
-        if arrival.state is ArrivalState.ACCEPTED:
-            known = _merged(known, arrival.columns)
-        decided.append(arrival)
     if batch.state is BatchState.CUT:
-        accepted = tuple(each.id for each in decided if each.state is ArrivalState.ACCEPTED)
-        value: Any = to_builtins(replace(batch, state=BatchState.CHECKED, accepted=accepted))
+        arrivals = _decided(ports, pipeline, number, arrivals)
+        mine = tuple(each.id for each in arrivals if each.state is ArrivalState.ACCEPTED and each.batch == number)
+        value: Any = to_builtins(replace(batch, state=BatchState.CHECKED, accepted=mine))
         books.change(
             ports.ledger,
             partition,
             books.batch_key(number),
             lambda row: value if row["state"] == BatchState.CUT.value else None,
         )
-    counts = {state.value: sum(each.state is state for each in decided) for state in ArrivalState}
+    counts = {state.value: sum(each.state is state for each in arrivals) for state in ArrivalState}
     return {"batch": number, **counts}
+
+
+def _decided(ports: Ports, pipeline: Pipeline, number: int, arrivals: list[Arrival]) -> list[Arrival]:
+    """The arrivals, each of them looked at."""
+    known = _known_columns(ports, pipeline.partition)
+    decided = []
+    for arrival in arrivals:
+        if arrival.state is ArrivalState.PENDING:
+            arrival = _checked(ports, pipeline, replace(arrival, batch=number), known)
+            books.put_arrival(ports.ledger, pipeline.partition, arrival)
+            _tell_quarantine(ports, pipeline, arrival)
+        if arrival.state is ArrivalState.ACCEPTED:
+            known = _merged(known, arrival.columns)
+        decided.append(arrival)
+    return decided
 
 
 def _known_columns(ports: Ports, partition: str) -> tuple[Column, ...]:
@@ -440,8 +453,6 @@ def replay(ports: Ports, name: str, arrival: str | None, now: datetime) -> Json:
             pipeline.partition,
             [
                 Replace(row.key, to_builtins(again), row.etag),
-                # Its batch may still be open, and would take it off the list only later.
-                Delete(books.pending_key(known)),
                 Insert(books.pending_key(again), {"id": id_, "arrived_at": now.isoformat()}),
             ],
         )
