@@ -136,7 +136,10 @@ def head(ledger: Ledger, partition: str) -> Row:
 
 
 def note_trouble(ledger: Ledger, name: str, message: str | None) -> None:
-    """Say in one sentence what keeps a flow from going on; None when nothing does any more."""
+    """Say on one line what keeps a flow from going on; None when nothing does any more."""
+    if message is not None:
+        # The SDK puts the host's exception as JSON behind the reason.
+        message = " ".join(message.partition(" \n {")[0].split())[:1000]
     head(ledger, partition_of(name))
     change(
         ledger,

@@ -87,3 +87,25 @@ def test_every_file_is_in_exactly_one_version(tmp_path: Path) -> None:
     ledger.close()
     assert sorted(accepted) == sorted(each["id"] for each in arrivals)
     assert sorted(Counter(sources).values()) == [10 + number for number in range(FILES)]
+
+
+def test_trouble_with_storage_is_shown_and_healed_by_the_sweep(tmp_path: Path) -> None:
+    with Platform(tmp_path / "state") as platform:
+        pipeline = tmp_path / "coin"
+        pipeline.mkdir()
+        text = (COIN / "pipeline.yaml").read_text().replace("max_files: 3", "max_files: 1")
+        (pipeline / "pipeline.yaml").write_text(text)
+        (pipeline / "train.py").write_text((COIN / "train.py").read_text())
+        platform.client.apply("coin", pipeline)
+        # Where the table should be lies a file.
+        in_the_way = platform.state / "tables"
+        in_the_way.write_text("not a folder")
+        platform.drop("coin/", throws(tmp_path / "files", 0, days=12))
+        trouble = eventually(lambda: platform.status("coin")["trouble"], 60, platform.log)
+        assert trouble.startswith("intake: Activity function 'write_version' failed: Unavailable: ")
+        assert "$type" not in trouble
+        assert platform.client.get("health") == {"status": "ok"}
+        in_the_way.unlink()
+        told = platform.settled("coin", 1, 60)
+        assert told["champion"] == 1
+        eventually(lambda: platform.status("coin")["trouble"] is None, 20, platform.log)

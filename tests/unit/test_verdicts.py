@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dropforge import wire
-from dropforge.domain.bootstrap import fewest_blocks
+from dropforge.domain.bootstrap import fewest_blocks, t_quantile
 from dropforge.domain.errors import BadInput
 from dropforge.domain.verdicts import (
     LOWER_IS_BETTER,
@@ -401,3 +401,12 @@ def test_the_summary_names_the_slices_that_got_worse() -> None:
     slices = {f"origin={name}": noisy(-0.09, seed=9) for name in ("ABQ", "EWR", "JFK", "LGA")}
     line = summary(quick(evidence(noisy(0.03), slices=slices), resamples=1000))
     assert "worse in origin=ABQ, origin=EWR, origin=JFK, ..." in line
+
+
+@pytest.mark.parametrize(
+    ("probability", "freedom", "table"),
+    # From the table of Student's t in the NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2.
+    [(0.95, 1, 6.314), (0.95, 6, 1.943), (0.975, 13, 2.160), (0.975, 30, 2.042), (0.99, 4, 3.747), (0.90, 9, 1.383)],
+)
+def test_the_t_quantile_is_the_tables(probability: float, freedom: int, table: float) -> None:
+    assert t_quantile(probability, freedom) == pytest.approx(table, abs=5e-4)
