@@ -8,6 +8,8 @@ import azure.durable_functions as df
 
 # What the Durable extension answers (409, older ones 500) when an instance with that id is alive.
 ALIVE = "already exists"
+# What the SDK says when an event is raised to an instance that is over (410).
+OVER = "completed or failed"
 
 
 async def start(client: df.DurableOrchestrationClient, wanted: dict[str, Any] | None) -> bool:
@@ -17,11 +19,18 @@ async def start(client: df.DurableOrchestrationClient, wanted: dict[str, Any] | 
     """
     if wanted is None:
         return False
-    try:
-        await client.start_new(wanted["flow"], wanted["id"], wanted["input"])
-    except Exception as error:
-        if ALIVE not in str(error):
-            raise
-        if wanted.get("signal"):
-            await client.raise_event(wanted["id"], wanted["signal"], True)
-    return True
+    while True:
+        try:
+            await client.start_new(wanted["flow"], wanted["id"], wanted["input"])
+        except Exception as error:  # noqa: BLE001  the SDK raises a bare Exception that holds the response's text
+            if ALIVE not in str(error):
+                raise
+            if not wanted.get("signal"):
+                return True
+            try:
+                await client.raise_event(wanted["id"], wanted["signal"], True)
+            except Exception as gone:  # noqa: BLE001
+                if OVER not in str(gone):
+                    raise
+                continue  # it ended between the two calls, and may not have seen the work: start it again
+        return True
