@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,3 +25,9 @@ def _episodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ[EPISODES] = str(tmp_path_factory.mktemp("episodes"))
     yield
     del os.environ[EPISODES]
+
+
+def episodes_of(app: str) -> Path | None:
+    """A new file for the episodes of a host or an engine that a test starts; None outside a test session."""
+    folder = os.environ.get(EPISODES)
+    return Path(folder) / f"{app}--{secrets.token_hex(6)}.jsonl" if folder else None

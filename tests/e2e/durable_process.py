@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dropforge.host.durable.engine import DurableEngine
 from dropforge.host.durable.errors import InstanceFinished
+from tests.conftest import episodes_of
 from tests.unit.host.durable_world import client_input, invoker
 
 
@@ -27,7 +28,7 @@ async def _drive(engine: DurableEngine, number: int) -> str:
 
 
 async def main(database: Path, count: int) -> None:
-    engine = DurableEngine(database, invoker())
+    engine = DurableEngine(database, invoker(), record=episodes_of("kitchen_sink"))
     await engine.start()
     print("up", flush=True)
     results = await asyncio.gather(*(_drive(engine, number) for number in range(count)))

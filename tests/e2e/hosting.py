@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tests.conftest import episodes_of
+
 APPS = Path(__file__).parent / "apps"
 PAYLOADS = Path(__file__).parent / "payloads"
 COMMAND = (sys.executable, "-m", "dropforge.host")
@@ -126,9 +128,11 @@ def start_host(
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("DROPFORGE_", "AzureWebJobs"))
     }
+    episodes = episodes_of(app.name)
+    recorded = ["--record", str(episodes)] if episodes and command is COMMAND else []
     with (state / "output.txt").open("ab") as output:
         process = subprocess.Popen(
-            [*command, "--app", str(app), "--state", str(state), *arguments],
+            [*command, "--app", str(app), "--state", str(state), *recorded, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import secrets
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from dropforge.client import Client, connect, drop_file
 from dropforge.domain.errors import Unavailable
-from tests.conftest import EPISODES
+from tests.conftest import episodes_of
 
 ROOT = Path(__file__).parent.parent.parent
 COIN = Path(__file__).parent / "pipelines" / "coin"
@@ -35,7 +34,7 @@ class Platform:
 
     def __init__(self, state: Path, **environment: str) -> None:
         self.state = state
-        self._record = Path(os.environ[EPISODES]) / f"dropforge--{secrets.token_hex(4)}.jsonl"
+        self._record = episodes_of("dropforge")
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         state.mkdir(parents=True, exist_ok=True)

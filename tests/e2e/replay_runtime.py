@@ -8,6 +8,7 @@ own (requirements/runtime.txt); neither our host nor our engine is on the path.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -51,7 +52,7 @@ PROTOS = types.SimpleNamespace(
 
 
 async def load() -> dict[str, str]:
-    """Function name -> id, as the worker indexes the app."""
+    """Durable name, lower-cased -> function id, as the worker indexes the app."""
     runtime.start_threadpool_executor()
     request = types.SimpleNamespace(capabilities={}, function_app_directory=FOLDER)
     asked = types.SimpleNamespace(
@@ -61,22 +62,39 @@ async def load() -> dict[str, str]:
     if started.result.status != 1:
         raise SystemExit(f"the runtime does not load the app: {started.result.exception.message}")
     indexed = await runtime.functions_metadata_request(asked)
-    return {function.name: function.function_id for function in indexed.function_metadata_results}
+    ids = {}
+    for function in indexed.function_metadata_results:
+        for binding in map(json.loads, function.raw_bindings):
+            if binding["type"] in ("orchestrationTrigger", "entityTrigger"):
+                # The decorators may give a flow or an entity another name than its function's.
+                name = (
+                    binding.get("orchestration")
+                    or binding.get("entityName")
+                    or binding.get("entity_name")
+                    or function.name
+                )
+                ids[name.lower()] = function.function_id
+    return ids
 
 
 async def replay(ids: dict[str, str], episode: dict[str, Any]) -> tuple[object, object]:
     """What was recorded, and what the runtime gives."""
     context = episode["context"]
     text = context if isinstance(context, str) else json.dumps(context)
-    name = next(each for each in ids if each.lower() == episode["name"].lower())
     good, returned, _, error, _ = await native_invocation.invocation_request_native(
-        uuid.uuid4().hex, ids[name], [("context", Datum(text, "string"))], {}
+        uuid.uuid4().hex, ids[episode["name"].lower()], [("context", Datum(text, "string"))], {}
     )
     if not good:
-        return episode.get("error"), str(error)
+        return episode.get("error"), message_of(str(error))
     value = returned[0] if isinstance(returned, tuple) else returned
     state = episode.get("state")
     return (json.loads(state) if isinstance(state, str) else state), json.loads(value.value)
+
+
+def message_of(error: str) -> str:
+    """The message of an exception, which the runtime passes on as its repr."""
+    inside = error[error.index("(") + 1 : error.rindex(")")]
+    return str(ast.literal_eval(inside))
 
 
 def same(recorded: Any, given: Any) -> bool:

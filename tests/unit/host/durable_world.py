@@ -16,6 +16,7 @@ from azure.functions import meta
 from dropforge.host.durable.engine import DurableEngine
 from dropforge.host.durable.queries import InstanceStatus
 from dropforge.host.durable.settings import DurableSettings
+from tests.conftest import episodes_of
 from tests.e2e.apps.kitchen_sink import function_app
 
 # What the SDK warns about in normal use: events that come before their wait, payloads without a declared type.
@@ -106,6 +107,8 @@ def invoker() -> SdkInvoker:
 async def engine_in(
     folder: Path, *, functions: Any = None, settings: DurableSettings | None = None, **more: Any
 ) -> AsyncIterator[DurableEngine]:
+    if functions is None:
+        more.setdefault("record", episodes_of("kitchen_sink"))
     engine = DurableEngine(folder / "engine.db", functions or invoker(), settings=settings, log=LOG, **more)
     await engine.start()
     try:
