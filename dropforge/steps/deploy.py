@@ -184,12 +184,6 @@ def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str
     return {"state": "rolled_back", "reason": reason}
 
 
-def republish(ports: Ports, endpoint: str) -> None:
-    """Tell the replicas again what the ledger says they should serve; no effect when they know."""
-    if ports.ledger.get(endpoint_partition(endpoint), "head") is not None:
-        _tell_replicas(ports, endpoint)
-
-
 def by_hand(ports: Ports, name: str, version: int | None) -> Json:
     """The deployment flow that a person asks for: of that version, or (None) of the champion before this one."""
     books.pipeline(ports.ledger, name)

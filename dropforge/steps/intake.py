@@ -488,9 +488,3 @@ def sweep(ports: Ports, container: str, now: datetime) -> list[Json]:
 
 def _alive(ports: Ports, pipeline: Pipeline, lane: str) -> bool:
     return lanes.live_epoch(ports.ledger, pipeline.partition, lane) is not None
-
-
-def explain(problem: Problem) -> str:
-    """One line for a person: the rule, and which rows broke it."""
-    rows = f" (rows {', '.join(map(str, problem.rows))}{', …' if problem.count > len(problem.rows) else ''})"
-    return problem.message + (rows if problem.rows else "")
