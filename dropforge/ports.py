@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from dropforge.domain.datasets import Column
 from dropforge.domain.endpoints import Desired, ReplicaState
-from dropforge.domain.events import DomainEvent
+from dropforge.domain.events import DomainEvent, Reply
 from dropforge.domain.models import Alias, Lineage, ModelVersion
 from dropforge.domain.runs import RunResult, RunSpec, RunStatus
 
@@ -284,6 +284,14 @@ class Events(Protocol):
         """At least once; listeners drop a second event with the same id."""
 
 
+class Replies(Protocol):
+    """The queues on which askers wait for answers."""
+
+    def send(self, reply: Reply) -> None:
+        """At least once; a queue that detects duplicates drops a second reply with the same id. Raises `NotFound` for
+        a queue that does not exist, `Unavailable` when nobody answers."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """The world, as a step sees it."""
@@ -296,3 +304,4 @@ class Ports:
     registry: Registry
     serving: Serving
     events: Events
+    replies: Replies

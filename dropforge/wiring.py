@@ -21,6 +21,7 @@ def _local(chosen: Settings) -> Ports:
     from dropforge.adapters.local.journal import Journal
     from dropforge.adapters.local.ledger import SqliteLedger
     from dropforge.adapters.local.serving import LocalServing
+    from dropforge.adapters.memory.replies import MemoryReplies
     from dropforge.adapters.registry import LedgerRegistry
     from dropforge.ports import Ports
 
@@ -36,6 +37,7 @@ def _local(chosen: Settings) -> Ports:
         registry=LedgerRegistry(ledger, artifacts),
         serving=LocalServing(state / "serving"),
         events=Journal(state / "journal"),
+        replies=MemoryReplies(),
     )
 
 

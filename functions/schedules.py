@@ -24,3 +24,4 @@ async def sweep(timer: func.TimerRequest, client: df.DurableOrchestrationClient)
         await start(client, flow)
     for flow in await asyncio.to_thread(steps.train.sweep, ports()):
         await start(client, flow)
+    await asyncio.to_thread(steps.outbox.sweep, ports())

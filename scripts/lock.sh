@@ -6,5 +6,5 @@ compile() {
     uv pip compile pyproject.toml --universal --python-version "$1" --generate-hashes --no-emit-index-url \
         --no-annotate --quiet --custom-compile-command 'make lock' "${@:3}" --output-file "requirements/$2"
 }
-compile 3.11 dev.txt --extra host --extra examples --extra tracking --group dev
+compile 3.11 dev.txt --extra host --extra azure --extra examples --extra tracking --group dev
 compile 3.13 runtime.txt --group runtime

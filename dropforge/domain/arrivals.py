@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from dropforge.domain.causes import Cause
 from dropforge.domain.datasets import Column
 from dropforge.domain.names import id_of
 
@@ -40,6 +41,7 @@ class Arrival:
     # Artifacts of a quarantined file: the report for people, and the bytes, so that nothing is lost with the drop.
     report: str | None = None
     kept: str | None = None
+    cause: Cause | None = None
 
 
 def arrival_id(url: str, etag: str) -> str:

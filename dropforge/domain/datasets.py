@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from dropforge.domain.causes import Cause
+
 
 class BatchState(Enum):
     CUT = "cut"
@@ -74,6 +76,7 @@ class DatasetVersion:
     columns: tuple[Column, ...]
     created_at: datetime
     quarantined: int = 0
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)

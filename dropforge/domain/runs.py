@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from dropforge.domain.causes import Cause
+
 
 class RunState(Enum):
     SUBMITTED = "submitted"
@@ -128,3 +130,5 @@ class RunRecord:
     model_version: int | None = None
     outcome: RunOutcome | None = None
     live_at: datetime | None = None
+    # Why it was run.
+    cause: Cause | None = None

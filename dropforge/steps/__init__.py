@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dropforge.steps import approvals, books, deploy, intake, lanes, pipelines, reports, train
+    from dropforge.steps import approvals, books, control, deploy, intake, lanes, outbox, pipelines, reports, train
 
-__all__ = ["approvals", "books", "deploy", "intake", "lanes", "pipelines", "reports", "train"]
+__all__ = ["approvals", "books", "control", "deploy", "intake", "lanes", "outbox", "pipelines", "reports", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
 from dropforge.ports import Insert, Json, Ports
-from dropforge.steps import books, train
+from dropforge.steps import books, outbox, train
 
 ANSWERS = ("approve", "reject")
 
@@ -34,17 +34,21 @@ def ask(ports: Ports, pipeline: str, run: str, flow: str, now: datetime) -> Json
         "answered_at": None,
     }
     partition = books.partition_of(pipeline)
+    event = DomainEvent(
+        id_of("ApprovalRequested", run),
+        "ApprovalRequested",
+        f"pipelines/{pipeline}/runs/{run}",
+        now,
+        question,
+        cause=found.cause,
+    )
     try:
-        ports.ledger.commit(partition, [Insert(_key(run), question)])
+        ports.ledger.commit(partition, [Insert(_key(run), question), outbox.entry(event)])
     except Conflict:
         row = ports.ledger.get(partition, _key(run))
         assert row is not None
         question = row.value
-    ports.events.publish(
-        DomainEvent(
-            id_of("ApprovalRequested", run), "ApprovalRequested", f"pipelines/{pipeline}/runs/{run}", now, question
-        )
-    )
+    outbox.flush(ports, partition)
     return {"expires_at": question["expires_at"]}
 
 

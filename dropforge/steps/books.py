@@ -8,14 +8,19 @@ partition `p.<name>`      head                     counters: last batch, open ba
                           dataset/<n>              a dataset version
                           run/<run>                a run: what was asked, what became of it
                           approval/<run>           a question put to a person
+                          control                  whether people or the breaker hold it: see `control`
+                          command/<id>             a command and its answer: see `commands`
+                          outbox/<time>-<id>       what is still to be told: see `outbox` (in every partition with facts)
                           lane/<kind>              see `lanes`
 partition `m.<model>`     see the registry adapter
 partition `e.<endpoint>`  head                     the desired state, its revision, and what it was for
+partition `alerts`        alert/<id>               an alert, what became of it: see `alerts`
+partition `commands`      command/<id>             a command that names no pipeline there is
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -25,13 +30,17 @@ from dropforge.domain.arrivals import Arrival
 from dropforge.domain.datasets import Batch, Column, DatasetVersion
 from dropforge.domain.errors import Conflict, NotFound
 from dropforge.domain.gate import Policy
-from dropforge.ports import Delete, Insert, Json, Ledger, Replace, Row, TableRules
+from dropforge.ports import Delete, Insert, Json, Ledger, Replace, Row, TableRules, Write
 from dropforge.wire import from_builtins, to_builtins
 
 if TYPE_CHECKING:
     from dropforge.spec.model import PipelineSpec
 
 PIPELINES = "pipelines"
+ALERTS = "alerts"
+COMMANDS = "commands"
+# Partitions with an outbox that belong to no pipeline.
+OTHER_PARTITIONS = (ALERTS, COMMANDS)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,10 @@ class Pipeline:
 
 def partition_of(pipeline: str) -> str:
     return f"p.{pipeline}"
+
+
+def endpoint_partition(endpoint: str) -> str:
+    return f"e.{endpoint}"
 
 
 def pipeline(ledger: Ledger, name: str) -> Pipeline:
@@ -149,10 +162,17 @@ def note_trouble(ledger: Ledger, name: str, message: str | None) -> None:
     )
 
 
-def change(ledger: Ledger, partition: str, key: str, update: Callable[[Json], Json | None]) -> Json:
+def change(
+    ledger: Ledger,
+    partition: str,
+    key: str,
+    update: Callable[[Json], Json | None],
+    also: Callable[[Json], Sequence[Write]] = lambda _: (),
+) -> Json:
     """Read, change, compare-and-set, until it holds; `update` returns None to leave the row as it is.
 
-    Returns the row's value afterwards. Raises `NotFound` when there is no such row.
+    `also`: what goes into the same commit, given the new value; nothing does when the row is left as it is. Returns the
+    row's value afterwards. Raises `NotFound` when there is no such row.
     """
     while True:
         row = ledger.get(partition, key)
@@ -162,7 +182,7 @@ def change(ledger: Ledger, partition: str, key: str, update: Callable[[Json], Js
         if value is None or value == row.value:
             return row.value
         try:
-            ledger.commit(partition, [Replace(key, value, row.etag)])
+            ledger.commit(partition, [Replace(key, value, row.etag), *also(value)])
         except Conflict:
             continue
         return value
@@ -204,10 +224,10 @@ def arrival(ledger: Ledger, partition: str, id_: str) -> Arrival:
     return from_builtins(Arrival, row.value)
 
 
-def put_arrival(ledger: Ledger, partition: str, arrival: Arrival) -> None:
+def put_arrival(ledger: Ledger, partition: str, arrival: Arrival, also: Sequence[Write] = ()) -> None:
     """Overwrite the arrival's row with what is known now."""
     value = to_builtins(arrival)
-    change(ledger, partition, f"arrival/{arrival.id}", lambda _: value)
+    change(ledger, partition, f"arrival/{arrival.id}", lambda _: value, lambda _: also)
 
 
 # ------------------------------------------------------------------------------------------------ batches, versions

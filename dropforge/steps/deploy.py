@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from dropforge.domain.causes import Cause
 from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
 from dropforge.domain.errors import Conflict, NotFound, Refused
 from dropforge.domain.events import DomainEvent
@@ -11,13 +12,9 @@ from dropforge.domain.models import CHAMPION, ModelVersion
 from dropforge.domain.names import id_of
 from dropforge.ports import Insert, Json, Ports, Replace, Row
 from dropforge.settings import Settings
-from dropforge.steps import books, train
-from dropforge.steps.books import Pipeline
+from dropforge.steps import books, outbox, train
+from dropforge.steps.books import Pipeline, endpoint_partition
 from dropforge.wire import from_builtins, to_builtins
-
-
-def endpoint_partition(endpoint: str) -> str:
-    return f"e.{endpoint}"
 
 
 def publish_deployment(
@@ -136,21 +133,22 @@ def confirm_deployment(ports: Ports, name: str, version: int, endpoint: str, rev
         ports.registry.set_alias(name, CHAMPION, version, alias, now)
     except Conflict:
         return roll_back_deployment(ports, endpoint, revision, "another champion was named meanwhile", now)
+    promoted = DomainEvent(
+        id_of("ModelPromoted", endpoint, str(revision)),
+        "ModelPromoted",
+        f"models/{name}/versions/{version}",
+        now,
+        {"endpoint": endpoint, "revision": revision, "before": row.value["champion_before"]},
+        cause=_cause(row.value),
+    )
     books.change(
         ports.ledger,
         endpoint_partition(endpoint),
         "head",
         lambda value: {**value, "state": "live"} if value["revision"] == revision else None,
+        lambda _: [outbox.entry(promoted)],
     )
-    ports.events.publish(
-        DomainEvent(
-            id_of("ModelPromoted", endpoint, str(revision)),
-            "ModelPromoted",
-            f"models/{name}/versions/{version}",
-            now,
-            {"endpoint": endpoint, "revision": revision, "before": row.value["champion_before"]},
-        )
-    )
+    outbox.flush(ports, endpoint_partition(endpoint))
     return {"state": "live", "reason": None}
 
 
@@ -170,18 +168,25 @@ def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str
             "written_at": now.isoformat(),
         }
 
-    books.change(ports.ledger, endpoint_partition(endpoint), "head", back)
-    head = _tell_replicas(ports, endpoint)
-    ports.events.publish(
-        DomainEvent(
+    def told(value: Json) -> list[Insert]:
+        event = DomainEvent(
             id_of("ModelRolledBack", endpoint, str(revision)),
             "ModelRolledBack",
             f"endpoints/{endpoint}",
             now,
-            {"reason": reason, "revision": head["revision"]},
+            {"reason": reason, "revision": value["revision"]},
+            cause=_cause(value),
         )
-    )
+        return [outbox.entry(event)]
+
+    books.change(ports.ledger, endpoint_partition(endpoint), "head", back, told)
+    _tell_replicas(ports, endpoint)
+    outbox.flush(ports, endpoint_partition(endpoint))
     return {"state": "rolled_back", "reason": reason}
+
+
+def _cause(head: Json) -> Cause | None:
+    return from_builtins(Cause, head["cause"]) if head.get("cause") else None
 
 
 def by_hand(ports: Ports, name: str, version: int | None) -> Json:

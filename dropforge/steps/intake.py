@@ -11,12 +11,13 @@ from typing import Any
 
 from dropforge.domain.arrivals import Arrival, ArrivalState, arrival_id
 from dropforge.domain.blobs import BlobRef, normal_etag, parse_url
+from dropforge.domain.causes import Cause, furthest
 from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion, Manifest, Source
 from dropforge.domain.errors import BadFile, Conflict, NotFound
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
 from dropforge.ports import FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState
-from dropforge.steps import books, lanes
+from dropforge.steps import books, control, lanes, outbox
 from dropforge.steps.books import Pipeline
 from dropforge.wire import to_builtins, to_json
 
@@ -47,10 +48,17 @@ def record_blob_event(ports: Ports, event: Json, container: str, now: datetime) 
 
 
 def record_arrival(
-    ports: Ports, pipeline: Pipeline, ref: BlobRef, etag: str, size_bytes: int, now: datetime, source: str
+    ports: Ports,
+    pipeline: Pipeline,
+    ref: BlobRef,
+    etag: str,
+    size_bytes: int,
+    now: datetime,
+    source: str,
+    cause: Cause | None = None,
 ) -> Json | None:
     """One ledger row per (url, etag); then the intake flow to start, or None when this write is dealt with already."""
-    arrival = Arrival(arrival_id(ref.url, etag), ref.url, etag, size_bytes, now, source)
+    arrival = Arrival(arrival_id(ref.url, etag), ref.url, etag, size_bytes, now, source, cause=cause)
     if not books.insert_arrival(ports.ledger, pipeline.partition, arrival):
         known = books.arrival(ports.ledger, pipeline.partition, arrival.id)
         if known.state is not ArrivalState.PENDING:
@@ -58,11 +66,14 @@ def record_arrival(
     return wake(ports, pipeline)
 
 
-def wake(ports: Ports, pipeline: Pipeline, *, again: bool = False) -> Json:
+def wake(ports: Ports, pipeline: Pipeline, *, again: bool = False) -> Json | None:
     """The intake flow to start, under an id that says which lane and epoch; `full` when it need not wait any longer.
+    None while the pipeline is paused: what waits is taken in when it goes on.
 
     That is said once for a batch, and `again` by the sweep: who said it first may have died before the flow heard.
     """
+    if control.is_paused(ports.ledger, pipeline.partition):
+        return None
     epoch = lanes.enter(ports.ledger, pipeline.partition, LANE)
     return {
         "flow": "intake",
@@ -102,6 +113,8 @@ def plan_intake(ports: Ports, name: str, now: datetime) -> Json:
     pipeline = books.pipeline(ports.ledger, name)
     if books.head(ports.ledger, pipeline.partition).value["open"] is not None:
         return {"action": "work"}
+    if control.is_paused(ports.ledger, pipeline.partition):
+        return {"action": "done"}
     due = _due(ports, pipeline)
     if due is None:
         return {"action": "done"}
@@ -188,8 +201,8 @@ def _decided(ports: Ports, pipeline: Pipeline, number: int, arrivals: list[Arriv
     for arrival in arrivals:
         if arrival.state is ArrivalState.PENDING:
             arrival = _checked(ports, pipeline, replace(arrival, batch=number), known)
-            books.put_arrival(ports.ledger, pipeline.partition, arrival)
-            _tell_quarantine(ports, pipeline, arrival)
+            books.put_arrival(ports.ledger, pipeline.partition, arrival, _news(pipeline, arrival))
+            outbox.flush(ports, pipeline.partition)
         if arrival.state is ArrivalState.ACCEPTED:
             known = _merged(known, arrival.columns)
         decided.append(arrival)
@@ -279,8 +292,7 @@ def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
             except Conflict:
                 continue  # somebody else works on the same batch; what they wrote is what counts
         books.finish_batch(ports.ledger, partition, batch)
-        if batch.version is not None:
-            _tell_version(ports, books.dataset_version(ports.ledger, partition, batch.version))
+        outbox.flush(ports, partition)
         return {"version": batch.version}
 
 
@@ -311,6 +323,7 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
         columns=table.columns,
         created_at=now,
         quarantined=len(batch.arrivals) - len(arrivals),
+        cause=furthest(each.cause for each in arrivals),
     )
     versioned = replace(batch, state=BatchState.VERSIONED, version=version.version)
     ports.ledger.commit(
@@ -319,23 +332,25 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
             Insert(books.dataset_key(version.version), to_builtins(version)),
             Replace("head", {**head.value, "version": version.version}, head.etag),
             Replace(row.key, to_builtins(versioned), row.etag),
+            outbox.entry(_versioned(version)),
         ],
     )
     return versioned
 
 
-def _tell_quarantine(ports: Ports, pipeline: Pipeline, arrival: Arrival) -> None:
+def _news(pipeline: Pipeline, arrival: Arrival) -> list[Insert]:
+    """What is told of a file that has been looked at: that it is in quarantine, if it is."""
     if arrival.state is not ArrivalState.QUARANTINED:
-        return
-    ports.events.publish(
-        DomainEvent(
-            id=id_of("FileQuarantined", arrival.id, str(arrival.report)),
-            type="FileQuarantined",
-            subject=f"pipelines/{pipeline.name}/arrivals/{arrival.id}",
-            at=arrival.arrived_at,
-            data={"url": arrival.url, "reason": arrival.reason, "report": arrival.report},
-        )
+        return []
+    event = DomainEvent(
+        id=id_of("FileQuarantined", arrival.id, str(arrival.report)),
+        type="FileQuarantined",
+        subject=f"pipelines/{pipeline.name}/arrivals/{arrival.id}",
+        at=arrival.arrived_at,
+        data={"url": arrival.url, "reason": arrival.reason, "report": arrival.report},
+        cause=arrival.cause,
     )
+    return [outbox.entry(event)]
 
 
 def _appended(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, TableState | None]:
@@ -353,8 +368,8 @@ def _appended(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Ta
                 _fetch(ports, arrival, path)
                 check = FileCheck(arrival.rows or 0, arrival.columns, (Problem("fit", None, error.message),))
                 arrival = _quarantined(ports, pipeline, arrival, path, check)
-            books.put_arrival(ports.ledger, pipeline.partition, arrival)
-            _tell_quarantine(ports, pipeline, arrival)
+            books.put_arrival(ports.ledger, pipeline.partition, arrival, _news(pipeline, arrival))
+            outbox.flush(ports, pipeline.partition)
             batch = _accept(ports, pipeline, batch, tuple(each for each in batch.accepted if each != source))
 
 
@@ -408,15 +423,14 @@ def _source(arrival: Arrival) -> Source:
     )
 
 
-def _tell_version(ports: Ports, version: DatasetVersion) -> None:
-    ports.events.publish(
-        DomainEvent(
-            id=id_of("DatasetVersioned", version.dataset, str(version.version)),
-            type="DatasetVersioned",
-            subject=f"datasets/{version.dataset}/versions/{version.version}",
-            at=version.created_at,
-            data={"files": version.files, "rows": version.rows, "manifest": version.manifest},
-        )
+def _versioned(version: DatasetVersion) -> DomainEvent:
+    return DomainEvent(
+        id=id_of("DatasetVersioned", version.dataset, str(version.version)),
+        type="DatasetVersioned",
+        subject=f"datasets/{version.dataset}/versions/{version.version}",
+        at=version.created_at,
+        data={"files": version.files, "rows": version.rows, "manifest": version.manifest},
+        cause=version.cause,
     )
 
 
@@ -426,10 +440,10 @@ def leave_intake(ports: Ports, name: str, epoch: int) -> bool:
     partition = books.partition_of(name)
 
     def more() -> bool:
-        return bool(
-            books.head(ports.ledger, partition).value["open"] is not None
-            or ports.ledger.scan(partition, "pending/", limit=1)
-        )
+        if books.head(ports.ledger, partition).value["open"] is not None:
+            return True
+        waiting = bool(ports.ledger.scan(partition, "pending/", limit=1))
+        return waiting and not control.is_paused(ports.ledger, partition)
 
     return lanes.leave(ports.ledger, partition, LANE, epoch, more)
 
@@ -483,7 +497,7 @@ def sweep(ports: Ports, container: str, now: datetime) -> list[Json]:
                 record_arrival(ports, pipeline, ref, etag, drop.size_bytes, now, "sweep")
         if ports.ledger.scan(pipeline.partition, "pending/", limit=1) or _alive(ports, pipeline, LANE):
             flows.append(wake(ports, pipeline, again=True))
-    return flows
+    return [flow for flow in flows if flow is not None]
 
 
 def _alive(ports: Ports, pipeline: Pipeline, lane: str) -> bool:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from dropforge.domain.errors import BadInput, Conflict
 from dropforge.domain.names import checked_name, id_of
 from dropforge.ports import Insert, Json, Ports, Replace
-from dropforge.steps import books, intake, train
+from dropforge.steps import books, control, intake, train
+from dropforge.steps.books import Pipeline
 from dropforge.wire import to_json
 
 if TYPE_CHECKING:
@@ -65,10 +66,21 @@ def apply(ports: Ports, name: str, bundle: bytes, now: datetime) -> Json:
             continue
         break
     applied = books.pipeline(ports.ledger, name)
-    flows = [train.wake_training(ports, name, changed=True)]
-    if ports.ledger.scan(applied.partition, "pending/", limit=1):
-        flows.append(intake.wake(ports, applied))
-    return {"revision": applied.revision, "start": [flow for flow in flows if flow is not None]}
+    return {"revision": applied.revision, "start": waiting(ports, applied)}
+
+
+def resume(ports: Ports, name: str) -> list[Json]:
+    """Let a paused pipeline go on; the flows to start come back, also when it was not paused."""
+    control.resume(ports, name)
+    return waiting(ports, books.pipeline(ports.ledger, name))
+
+
+def waiting(ports: Ports, pipeline: Pipeline) -> list[Json]:
+    """The flows to start for what waits in the pipeline."""
+    flows = [train.wake_training(ports, pipeline.name, changed=True)]
+    if ports.ledger.scan(pipeline.partition, "pending/", limit=1):
+        flows.append(intake.wake(ports, pipeline, again=True))
+    return [flow for flow in flows if flow is not None]
 
 
 def _unpacked(bundle: bytes) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from dropforge.domain.errors import BadInput, NotFound
 from dropforge.domain.models import CHAMPION
 from dropforge.domain.runs import RunRecord
 from dropforge.ports import Json, Ports
-from dropforge.steps import approvals, books, deploy, intake, lanes, train
+from dropforge.steps import approvals, books, intake, lanes, train
 from dropforge.wire import from_builtins, to_builtins
 
 
@@ -162,7 +162,7 @@ def run_line(found: RunRecord) -> Json:
 
 def endpoint(ports: Ports, name: str) -> Json | None:
     """What the endpoint should serve, and what its replicas say they do."""
-    row = ports.ledger.get(deploy.endpoint_partition(name), "head")
+    row = ports.ledger.get(books.endpoint_partition(name), "head")
     if row is None:
         return None
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -24,7 +25,7 @@ from dropforge.domain.runs import (
 from dropforge.domain.verdicts import Evidence, Verdict, judge, summary
 from dropforge.ports import Insert, Json, Ports, Replace, Row
 from dropforge.settings import Settings
-from dropforge.steps import books, lanes
+from dropforge.steps import books, control, lanes, outbox
 from dropforge.steps.books import Pipeline
 from dropforge.wire import from_builtins, from_json, to_builtins
 
@@ -50,9 +51,10 @@ def records(ports: Ports, pipeline: str) -> list[RunRecord]:
     return sorted((from_builtins(RunRecord, row.value) for row in rows), key=lambda each: each.planned_at, reverse=True)
 
 
-def _put(ports: Ports, value: RunRecord) -> RunRecord:
+def _put(ports: Ports, value: RunRecord, also: Sequence[Insert] = ()) -> RunRecord:
     builtins = to_builtins(value)
-    books.change(ports.ledger, books.partition_of(value.spec.pipeline), run_key(value.spec.run), lambda _: builtins)
+    partition = books.partition_of(value.spec.pipeline)
+    books.change(ports.ledger, partition, run_key(value.spec.run), lambda _: builtins, lambda _: also)
     return value
 
 
@@ -79,6 +81,8 @@ def _wanted(ports: Ports, pipeline: Pipeline) -> bool:
     head = books.head(ports.ledger, pipeline.partition).value
     if head["run"] is not None:
         return True
+    if control.is_paused(ports.ledger, pipeline.partition):
+        return False
     return bool(head["version"] and head["considered"] != [head["version"], pipeline.training_key])
 
 
@@ -209,7 +213,7 @@ def _planned(ports: Ports, pipeline: Pipeline, version: DatasetVersion, settings
         champion=champion,
         tracking_uri=settings.tracking_uri,
     )
-    return RunRecord(run, planned_at=now, due_at=batch.due_at, newest_at=batch.newest_at)
+    return RunRecord(run, planned_at=now, due_at=batch.due_at, newest_at=batch.newest_at, cause=version.cause)
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -282,23 +286,21 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
     version = ports.registry.register(
         pipeline_name, result.model, _lineage(ports, pipeline, found.spec, result, verdict), now
     )
-    _tell(ports, "ModelRegistered", f"models/{pipeline_name}/versions/{version.version}", run, now)
-    return _decided(
-        _put(
-            ports,
-            replace(
-                found,
-                seconds=result.seconds,
-                metrics=result.metrics,
-                verdict=to_builtins(verdict),
-                verdict_summary=summary(verdict),
-                decision=decision.action.value,
-                decision_reason=decision.reason,
-                model_version=version.version,
-                outcome=RunOutcome.WAITING_FOR_ANSWER if decision.action is Action.ASK else None,
-            ),
-        )
+    judged = replace(
+        found,
+        seconds=result.seconds,
+        metrics=result.metrics,
+        verdict=to_builtins(verdict),
+        verdict_summary=summary(verdict),
+        decision=decision.action.value,
+        decision_reason=decision.reason,
+        model_version=version.version,
+        outcome=RunOutcome.WAITING_FOR_ANSWER if decision.action is Action.ASK else None,
     )
+    told = _event("ModelRegistered", f"models/{pipeline_name}/versions/{version.version}", judged, now)
+    _put(ports, judged, [outbox.entry(told)])
+    outbox.flush(ports, pipeline.partition)
+    return _decided(judged)
 
 
 def _decided(found: RunRecord) -> Json:
@@ -336,9 +338,12 @@ def conclude_run(ports: Ports, pipeline: str, run: str, outcome: str | None, now
         books.partition_of(pipeline),
         "head",
         lambda row: {**row, "run": None} if row["run"] == run else None,
+        lambda _: [outbox.entry(_event("RunFinished", f"pipelines/{pipeline}/runs/{run}", found, now))],
     )
-    _tell(ports, "RunFinished", f"pipelines/{pipeline}/runs/{run}", run, now)
+    outbox.flush(ports, books.partition_of(pipeline))
 
 
-def _tell(ports: Ports, kind: str, subject: str, run: str, now: datetime) -> None:
-    ports.events.publish(DomainEvent(id_of(kind, run), kind, subject, now, {"run": run}))
+def _event(kind: str, subject: str, record: RunRecord, now: datetime) -> DomainEvent:
+    run = record.spec.run
+    data: Json = {"run": run, "outcome": record.outcome.value if record.outcome else None}
+    return DomainEvent(id_of(kind, run), kind, subject, now, data, cause=record.cause)

@@ -20,6 +20,7 @@ from dropforge.adapters.memory.compute import MemoryCompute
 from dropforge.adapters.memory.drops import MemoryDrops
 from dropforge.adapters.memory.events import MemoryEvents
 from dropforge.adapters.memory.ledger import MemoryLedger
+from dropforge.adapters.memory.replies import MemoryReplies
 from dropforge.adapters.memory.serving import MemoryServing
 from dropforge.adapters.memory.tables import MemoryTables
 from dropforge.adapters.registry import LedgerRegistry
@@ -146,6 +147,7 @@ class World:
         self.drops = MemoryDrops(clock=lambda: self.now)
         self.serving = MemoryServing(clock=lambda: self.now, alive=timedelta(days=9999))
         self.events = MemoryEvents()
+        self.replies = MemoryReplies()
         self.tables = MemoryTables()
         self.ports = Ports(
             ledger=ledger,
@@ -156,6 +158,7 @@ class World:
             registry=LedgerRegistry(ledger, artifacts),
             serving=self.serving,
             events=self.events,
+            replies=self.replies,
         )
         self.settings = Settings("memory", folder, "drops", 30.0, 0.2, "0 * * * * *", None)
         self.instances: dict[str, Instance] = {}
