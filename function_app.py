@@ -3,10 +3,12 @@
 import azure.durable_functions as df
 import azure.functions as func
 
-from functions import activities, api, datasets, runs, schedules
-from orchestrators import deploy, intake, train
+from functions import activities, alerts, api_read, api_write, commands, datasets, runs, schedules
+from orchestrators import deploy, intake, respond, train
 
 app = df.DFApp(http_auth_level=func.AuthLevel.FUNCTION)
 
-for module in (datasets, api, runs, schedules, activities, intake, train, deploy):
+doors = (datasets, commands, alerts, api_read, api_write, runs, schedules)
+flows = (intake, train, deploy, respond)
+for module in (*doors, activities, *flows):
     app.register_functions(module.bp)

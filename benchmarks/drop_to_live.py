@@ -35,7 +35,7 @@ def main() -> None:
             client.apply(demo.PIPELINE, demo.FOLDER)
             lines, seen = demo.play(client, state, weeks)
             lived = [line for line in lines[1:] if line["live_seconds"] is not None]
-            runs = client.get(f"pipelines/{demo.PIPELINE}/runs")["runs"]
+            runs = list(client.each(f"pipelines/{demo.PIPELINE}/runs", "runs"))
             records = [client.get(f"pipelines/{demo.PIPELINE}/runs/{run['run']}") for run in runs]
         finally:
             demo.stop_platform(process)

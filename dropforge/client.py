@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
 
+# Below `/api/` instead of `/api/v1/`.
+UNVERSIONED = ("health", "openapi.json")
 # Never part of a pipeline's folder: what tools leave behind, and what would make every bundle another.
 SKIPPED = {"__pycache__", ".git", ".venv", ".ipynb_checkpoints", "node_modules"}
 
@@ -67,40 +72,66 @@ def find_state() -> Path:
 
 
 class Client:
-    """One method per thing the API does; raises `Answered` when it refuses and `Unavailable` when nobody answers."""
+    """One method per way of asking; raises `Answered` when the API refuses and `Unavailable` when nobody answers.
+
+    Paths are below `/api/v1/`; but for `health` and `openapi.json`, which have no version.
+    """
 
     def __init__(self, connection: Connection, timeout_seconds: float = 30.0) -> None:
         self.connection = connection
         self._timeout = timeout_seconds
 
     def get(self, path: str, **query: str | int | None) -> Any:
-        """The JSON that a GET of `/api/<path>` answers."""
-        asked = {key: str(value) for key, value in query.items() if value is not None}
-        return json.loads(self.request("GET", path + ("?" + urllib.parse.urlencode(asked) if asked else "")))
+        """The JSON that a GET answers."""
+        return json.loads(self.request("GET", with_query(path, query)))
 
-    def post(self, path: str, **body: object) -> Any:
-        """The JSON that a POST of the body to `/api/<path>` answers."""
-        data = json.dumps({key: value for key, value in body.items() if value is not None}).encode()
-        return json.loads(self.request("POST", path, data, "application/json"))
+    def each(self, path: str, name: str, **query: str | int | None) -> Iterator[Any]:
+        """What a list holds, page after page; `name` is what the list calls its items."""
+        token: str | None = None
+        while True:
+            page = self.get(path, token=token, **query)
+            yield from page[name]
+            token = page["next"]
+            if token is None:
+                return
+
+    def post(self, path: str, key: str | None = None, /, **body: object) -> Any:
+        """The JSON that a POST of the body answers. `key` names the request: sent again, it has no second effect."""
+        data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+        headers = {"content-type": "application/json", "idempotency-key": key or str(uuid.uuid4())}
+        try:
+            return json.loads(self.request("POST", path, data, headers))
+        except Unavailable:
+            # The answer may be all that was lost; under its key the request can be sent once more.
+            return json.loads(self.request("POST", path, data, headers))
 
     def apply(self, name: str, folder: Path) -> Any:
         """Make the pipeline what the folder says."""
-        return json.loads(self.request("PUT", f"pipelines/{name}", bundle(folder), "application/zip"))
+        return json.loads(self.request("PUT", f"pipelines/{name}", bundle(folder), {"content-type": "application/zip"}))
 
-    def request(self, method: str, path: str, data: bytes | None = None, kind: str | None = None) -> bytes:
+    def request(
+        self, method: str, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
         """The bytes of the answer."""
-        headers = {"x-functions-key": self.connection.key} | ({"content-type": kind} if kind else {})
-        request = urllib.request.Request(f"{self.connection.url}/api/{path}", data, headers, method=method)  # noqa: S310
+        place = f"{self.connection.url}/api/{path if path in UNVERSIONED else f'v1/{path}'}"
+        sent = {"x-functions-key": self.connection.key, **(headers or {})}
+        request = urllib.request.Request(place, data, sent, method=method)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
                 body: bytes = answer.read()
         except urllib.error.HTTPError as error:
             with error:
                 raise Answered(error.code, _detail(error)) from None
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise Unavailable(f"{self.connection.url} does not answer ({reason}); is the host running?") from None
         return body
+
+
+def with_query(path: str, query: Mapping[str, str | int | None]) -> str:
+    """The path with what is given of the query behind it."""
+    given = {key: str(value) for key, value in query.items() if value is not None}
+    return f"{path}?{urllib.parse.urlencode(given)}" if given else path
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

@@ -5,12 +5,13 @@ Time is an argument, not a port. Nothing here is asynchronous: steps and adapter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+from dropforge.domain.blobs import BlobRef
 from dropforge.domain.datasets import Column
 from dropforge.domain.endpoints import Desired, ReplicaState
 from dropforge.domain.events import DomainEvent, Reply
@@ -72,6 +73,9 @@ class Ledger(Protocol):
     def scan(self, partition: str, prefix: str = "", after: str = "", limit: int = 1000) -> list[Row]:
         """At most `limit` rows whose key starts with `prefix` and sorts after `after`, in key order."""
 
+    def count(self, partition: str, prefix: str, limit: int) -> int:
+        """How many rows there are whose key starts with `prefix`; `limit` when there are as many or more."""
+
     def commit(self, partition: str, writes: Sequence[Write]) -> None:
         """All writes or none. Raises `Conflict` (with `key=` and `partition=`) when an Insert finds the row, a Replace
         or Delete finds another etag or no row. Once it returns, a crash does not lose it."""
@@ -86,10 +90,19 @@ class Drop:
     etag: str
     size_bytes: int
     modified_at: datetime
+    # Whether it is a whole upload: one that is still being written is neither listed nor gone.
+    finished: bool = True
 
 
 class Drops(Protocol):
-    """The files people drop."""
+    """The files people drop. Nothing outside the containers this store was made for is ever read."""
+
+    def locate(self, url: str) -> BlobRef:
+        """The file that a URL names, whichever of the store's host names it uses. Raises `BadInput` for what is no blob
+        URL and `NotFound` for another account or container."""
+
+    def look(self, url: str) -> Drop | None:
+        """The file as it is now, finished or not; None when there is none. Raises as `locate` does."""
 
     def list(self, container: str, prefix: str) -> Iterator[Drop]:
         """Every finished file under the prefix, in path order, a page at a time."""
@@ -278,10 +291,11 @@ class Serving(Protocol):
 
 # ------------------------------------------------------------------------------------------------ events
 class Events(Protocol):
-    """Where the platform tells others what happened."""
+    """One place where the platform tells others what happened."""
 
     def publish(self, event: DomainEvent) -> None:
-        """At least once; listeners drop a second event with the same id."""
+        """At least once; listeners drop a second event with the same id. Raises `Unavailable` when nobody answers, and
+        what can never go better (`BadInput`, `Refused`) when the event is not taken."""
 
 
 class Replies(Protocol):
@@ -289,7 +303,7 @@ class Replies(Protocol):
 
     def send(self, reply: Reply) -> None:
         """At least once; a queue that detects duplicates drops a second reply with the same id. Raises `NotFound` for
-        a queue that does not exist, `Unavailable` when nobody answers."""
+        a queue that does not exist, `Refused` when the queue will never take it, `Unavailable` when nobody answers."""
 
 
 @dataclass(frozen=True)
@@ -303,5 +317,6 @@ class Ports:
     compute: Compute
     registry: Registry
     serving: Serving
-    events: Events
+    # By the name of the place: each is told for itself, so that one that does not answer holds up no other.
+    events: Mapping[str, Events]
     replies: Replies

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from dropforge.domain.errors import BadInput
+from dropforge.domain.roles import Role
+
+_SHA256_PREFIX = re.compile(r"[0-9A-Fa-f]{16,64}")
+_ROLES = tuple(role.value for role in Role)
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,39 @@ class Settings:
     run_poll_seconds: float
     # How often a deployment looks at its replicas.
     deploy_poll_seconds: float
-    # NCRONTAB of the sweep that finds what events missed.
+    # NCRONTAB of the sweep that wakes what a crash left asleep.
     sweep_schedule: str
     # Experiment tracking; handed to the training node.
     tracking_uri: str | None
+    # Function keys by the beginning of their sha256 (hex), and the role that each gives.
+    key_roles: tuple[tuple[str, Role], ...] = ()
+    # The role that any other key gives; None: none.
+    default_key_role: Role | None = Role.APPROVER
+    # `key`: the host asks for a function key. `entra`: it does not, and App Service authentication says who asks.
+    http_auth: str = "key"
+    # Whether App Service authentication is on: only then can its headers be believed.
+    app_service_auth: bool = False
+    # How often what the platform tells may come back to it as new work before it is refused.
+    max_hops: int = 5
+    # Service Bus: a connection string, or else the namespace that is reached as the app's identity. The trigger of
+    # `functions/commands.py` reads the same two.
+    service_bus: str | None = field(default=None, repr=False)
+    service_bus_namespace: str | None = None
+    # Of a user-assigned managed identity.
+    service_bus_client_id: str | None = None
+    # NCRONTAB of the pass that lays the container's listing beside the ledger, and finds what events missed.
+    reconcile_schedule: str = "0 */5 * * * *"
+    # Where files are dropped: `local` (the folder) or `azure` (the container of a storage account).
+    drops: str = "local"
+    # The storage account of the drop container: a connection string, or its URL, reached as the app's identity.
+    storage: str | None = field(default=None, repr=False)
+    # What the events that the platform tells call it.
+    events_source: str = "/dropforge/local"
+    # Where events go besides the journal: an HTTP address, and an Event Grid topic; with a key each, or without.
+    events_webhook: str | None = field(default=None, repr=False)
+    events_webhook_key: str | None = field(default=None, repr=False)
+    events_topic_endpoint: str | None = None
+    events_topic_key: str | None = field(default=None, repr=False)
 
 
 def read(environment: Mapping[str, str]) -> Settings:
@@ -41,6 +75,25 @@ def read(environment: Mapping[str, str]) -> Settings:
         deploy_poll_seconds=_seconds(environment, "DROPFORGE_DEPLOY_POLL_SECONDS", 0.2),
         sweep_schedule=environment.get("DROPFORGE_SWEEP_SCHEDULE", "0 * * * * *"),
         tracking_uri=environment.get("MLFLOW_TRACKING_URI") or None,
+        key_roles=_key_roles(environment.get("DROPFORGE_KEY_ROLES", "")),
+        default_key_role=_default_key_role(environment.get("DROPFORGE_DEFAULT_KEY_ROLE", "approver")),
+        http_auth=_http_auth(environment.get("DROPFORGE_HTTP_AUTH", "key")),
+        app_service_auth=environment.get("WEBSITE_AUTH_ENABLED", "").lower() == "true",
+        max_hops=_hops(environment.get("DROPFORGE_MAX_HOPS", "5")),
+        service_bus=_connection(environment, ""),
+        service_bus_namespace=_connection(environment, "__fullyQualifiedNamespace"),
+        service_bus_client_id=_connection(environment, "__clientId"),
+        # Who sets only the sweep's wants lost files found as often.
+        reconcile_schedule=environment.get("DROPFORGE_RECONCILE_SCHEDULE")
+        or environment.get("DROPFORGE_SWEEP_SCHEDULE")
+        or "0 */5 * * * *",
+        drops=environment.get("DROPFORGE_DROPS", "local"),
+        storage=environment.get("DROPFORGE_STORAGE") or None,
+        events_source=_events_source(environment),
+        events_webhook=environment.get("DROPFORGE_EVENTS_WEBHOOK") or None,
+        events_webhook_key=environment.get("DROPFORGE_EVENTS_WEBHOOK_KEY") or None,
+        events_topic_endpoint=environment.get("DROPFORGE_EVENTS_TOPIC_ENDPOINT") or None,
+        events_topic_key=environment.get("DROPFORGE_EVENTS_TOPIC_KEY") or None,
     )
 
 
@@ -55,6 +108,50 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
     if not 0.01 <= value <= 3600:
         raise BadInput(f"setting {name} is {text!r}; it must be a number of seconds between 0.01 and 3600")
     return value
+
+
+def _connection(environment: Mapping[str, str], part: str) -> str | None:
+    """What the settings say of the connection SERVICE_BUS; Azure Functions knows it with a prefix as well."""
+    return environment.get(f"AzureWebJobsSERVICE_BUS{part}") or environment.get(f"SERVICE_BUS{part}") or None
+
+
+def _events_source(environment: Mapping[str, str]) -> str:
+    """On Azure the app's name, which the platform puts into WEBSITE_SITE_NAME."""
+    app = environment.get("WEBSITE_SITE_NAME") or "local"
+    return environment.get("DROPFORGE_EVENTS_SOURCE") or f"/dropforge/{app}"
+
+
+def _hops(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 <= int(text[:9]) <= 100:
+        raise BadInput(f"setting DROPFORGE_MAX_HOPS is {text!r}; it must be a whole number from 0 to 100")
+    return int(text)
+
+
+def _key_roles(text: str) -> tuple[tuple[str, Role], ...]:
+    """`<beginning of the key's sha256>=<role>`, with commas between."""
+    found = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        prefix, _, role = entry.partition("=")
+        if not _SHA256_PREFIX.fullmatch(prefix) or role not in _ROLES:
+            # The entry is not shown: it may be a key that was put where its hash belongs.
+            raise BadInput(
+                "an entry of setting DROPFORGE_KEY_ROLES makes no sense; each must be the first 16 or more hex digits of "
+                f"a key's sha256, `=`, and one of {', '.join(_ROLES)}, with commas between"
+            )
+        found.append((prefix.lower(), Role(role)))
+    return tuple(found)
+
+
+def _default_key_role(text: str) -> Role | None:
+    if text not in (*_ROLES, "none"):
+        raise BadInput(f"setting DROPFORGE_DEFAULT_KEY_ROLE is {text!r}; choose one of {', '.join(_ROLES)}, none")
+    return None if text == "none" else Role(text)
+
+
+def _http_auth(text: str) -> str:
+    if text not in ("key", "entra"):
+        raise BadInput(f"setting DROPFORGE_HTTP_AUTH is {text!r}; choose key or entra")
+    return text
 
 
 @cache

@@ -10,19 +10,18 @@ from dropforge.domain.errors import BadInput
 from dropforge.settings import Settings, settings
 
 if TYPE_CHECKING:
-    from dropforge.ports import Ports
+    from dropforge.ports import Drops, Events, Ports
 
 
 def _local(chosen: Settings) -> Ports:
     from dropforge.adapters.delta import DeltaTables
     from dropforge.adapters.local.artifacts import LocalArtifacts
     from dropforge.adapters.local.compute import LocalCompute
-    from dropforge.adapters.local.drops import LocalDrops
     from dropforge.adapters.local.journal import Journal
     from dropforge.adapters.local.ledger import SqliteLedger
     from dropforge.adapters.local.serving import LocalServing
-    from dropforge.adapters.memory.replies import MemoryReplies
     from dropforge.adapters.registry import LedgerRegistry
+    from dropforge.adapters.service_bus import ServiceBusReplies
     from dropforge.ports import Ports
 
     state = chosen.state
@@ -30,15 +29,44 @@ def _local(chosen: Settings) -> Ports:
     artifacts = LocalArtifacts(state / "artifacts")
     return Ports(
         ledger=ledger,
-        drops=LocalDrops(state / "drops"),
+        drops=_drops(chosen),
         artifacts=artifacts,
         tables=DeltaTables(str(state / "tables")),
         compute=LocalCompute(state / "runs", artifacts),
         registry=LedgerRegistry(ledger, artifacts),
         serving=LocalServing(state / "serving"),
-        events=Journal(state / "journal"),
-        replies=MemoryReplies(),
+        events={"journal": Journal(state / "journal", chosen.events_source), **_listeners(chosen)},
+        replies=ServiceBusReplies(chosen.service_bus, chosen.service_bus_namespace, chosen.service_bus_client_id),
     )
+
+
+def _listeners(chosen: Settings) -> dict[str, Events]:
+    """The places outside that are told what happens."""
+    found: dict[str, Events] = {}
+    if chosen.events_webhook is not None:
+        from dropforge.adapters.webhook import Webhook
+
+        found["webhook"] = Webhook(chosen.events_webhook, chosen.events_webhook_key, chosen.events_source)
+    if chosen.events_topic_endpoint is not None:
+        from dropforge.adapters.event_grid import EventGridTopic
+
+        found["topic"] = EventGridTopic(chosen.events_topic_endpoint, chosen.events_topic_key, chosen.events_source)
+    return found
+
+
+def _drops(chosen: Settings) -> Drops:
+    """Where files are dropped: of every family, because a laptop may work on what lies in Azure."""
+    if chosen.drops == "azure":
+        from dropforge.adapters.azure.blobs import SETTING, BlobDrops
+
+        if chosen.storage is None:
+            raise BadInput(f"DROPFORGE_DROPS is 'azure', so {SETTING} must name the storage account; see docs/storage-events.md")
+        return BlobDrops(chosen.storage, chosen.drop_container)
+    if chosen.drops != "local":
+        raise BadInput(f"setting DROPFORGE_DROPS is {chosen.drops!r}; choose local or azure")
+    from dropforge.adapters.local.drops import LocalDrops
+
+    return LocalDrops(chosen.state / "drops")
 
 
 FAMILIES: dict[str, Callable[[Settings], Ports]] = {"local": _local}

@@ -35,7 +35,7 @@ def cut_batch(value: dict) -> int | None:
 
 @bp.activity_trigger(input_name="value")
 def check_batch(value: dict) -> dict:
-    return steps.intake.check_batch(ports(), value["pipeline"], value["batch"])
+    return steps.intake.check_batch(ports(), value["pipeline"], value["batch"], _now())
 
 
 @bp.activity_trigger(input_name="value")
@@ -104,7 +104,15 @@ def read_answer(value: dict) -> str | None:
 @bp.activity_trigger(input_name="value")
 def publish_deployment(value: dict) -> dict:
     return steps.deploy.publish_deployment(
-        ports(), value["pipeline"], value["version"], value["run"], value["token"], settings(), _now()
+        ports(),
+        value["pipeline"],
+        value["version"],
+        value["run"],
+        value["token"],
+        settings(),
+        _now(),
+        cause=value.get("cause"),
+        rollback=value.get("rollback", False),
     )
 
 
@@ -123,3 +131,28 @@ def confirm_deployment(value: dict) -> dict:
 @bp.activity_trigger(input_name="value")
 def roll_back_deployment(value: dict) -> dict:
     return steps.deploy.roll_back_deployment(ports(), value["endpoint"], value["revision"], value["reason"], _now())
+
+
+# ------------------------------------------------------------------------------------------------ respond
+@bp.activity_trigger(input_name="value")
+def plan_response(value: dict) -> dict:
+    return steps.alerts.plan_response(ports(), value["alert"], value["pipeline"], settings(), _now())
+
+
+@bp.activity_trigger(input_name="value")
+@bp.durable_client_input(client_name="client")
+async def act_on_alert(value: dict, client: df.DurableOrchestrationClient) -> str | None:
+    done = await asyncio.to_thread(steps.alerts.act_on_alert, ports(), value["alert"], value["pipeline"], _now())
+    for flow in done["start"]:
+        await start(client, flow)
+    detail: str | None = done["detail"]
+    return detail
+
+
+@bp.activity_trigger(input_name="value")
+@bp.durable_client_input(client_name="client")
+async def conclude_response(value: dict, client: df.DurableOrchestrationClient) -> None:
+    for flow in await asyncio.to_thread(
+        steps.alerts.conclude_response, ports(), value["alert"], value["pipeline"], value["detail"], _now()
+    ):
+        await start(client, flow)

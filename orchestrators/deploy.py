@@ -12,7 +12,8 @@ bp = df.Blueprint()
 
 
 def deploy(context: df.DurableOrchestrationContext) -> Flow:
-    """Input `{"pipeline", "version", "run"?}`; result `{"state": live | rolled_back | refused | superseded, "reason"}`."""
+    """Input `{"pipeline", "version", "run"?, "cause"?, "rollback"?}`;
+    result `{"state": live | rolled_back | refused | superseded, "reason"}`."""
     asked = context.get_input()
     pipeline, version = asked["pipeline"], asked["version"]
     published = yield do(
@@ -22,6 +23,8 @@ def deploy(context: df.DurableOrchestrationContext) -> Flow:
         version=version,
         run=asked.get("run"),
         token=context.instance_id,
+        # What only somebody's asking has: a history from before they came along has none of them.
+        **{key: asked[key] for key in ("cause", "rollback") if key in asked},
     )
     if published["state"] == "refused":
         return published

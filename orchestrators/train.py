@@ -12,6 +12,7 @@ bp = df.Blueprint()
 
 # Looks at a run before the flow's history is dropped and it goes on as new.
 LOOKS = 100
+LOOK_AGAIN = timedelta(seconds=5)
 
 
 def train(context: df.DurableOrchestrationContext) -> Flow:
@@ -59,6 +60,8 @@ def _outcome(context: df.DurableOrchestrationContext, pipeline: str, run: str) -
         return "no_model"
     if action == "reject":
         return "rejected"
+    if action == "evaluated":
+        return "evaluated"
     if action != "promote":
         return "kept_champion"
     deployed = yield context.call_sub_orchestrator(
@@ -71,8 +74,13 @@ def _outcome(context: df.DurableOrchestrationContext, pipeline: str, run: str) -
 
 def _answer(context: df.DurableOrchestrationContext, pipeline: str, run: str) -> Flow:
     asked = yield do(context, "ask_person", pipeline=pipeline, run=run, flow=context.instance_id)
-    yield from wait(context, datetime.fromisoformat(asked["expires_at"]), f"answer-{run}")
+    expires_at = datetime.fromisoformat(asked["expires_at"])
+    yield from wait(context, expires_at, f"answer-{run}")
     answer = yield do(context, "read_answer", pipeline=pipeline, run=run)
+    while answer is None:
+        # Somebody woke the flow and gave no answer, or this host's clock is behind the one that set the time.
+        yield from wait(context, max(expires_at, context.current_utc_datetime + LOOK_AGAIN))
+        answer = yield do(context, "read_answer", pipeline=pipeline, run=run)
     return "promote" if answer == "approve" else "reject"
 
 

@@ -5,6 +5,8 @@
         BadName           a name that is not allowed where names are allowed
         BadSpec           a pipeline.yaml that does not say what it must
         BadFile           a dropped file that fails its checks
+        BadCommand        a command that cannot be understood
+          Reused          a command's id, or a request's key, that was used for something else before
       NotFound            no such thing
       Conflict            somebody else changed it first; read again and decide again
       Refused             allowed to ask, not allowed now (paused, over budget, not approved)
@@ -45,6 +47,15 @@ class BadSpec(BadInput):
 
 class BadFile(BadInput):
     pass
+
+
+class BadCommand(BadInput):
+    # Read by the embedded host, which dead-letters the message at once; see docs/decisions/0005.
+    dead_letter_reason: ClassVar[str] = "BadCommand"
+
+
+class Reused(BadCommand):
+    http_status = 422
 
 
 class NotFound(DropforgeError):

@@ -25,6 +25,40 @@ class DomainEvent:
         """How many hops what is done because of this event has behind it."""
         return self.cause.hops + 1 if self.cause is not None else 1
 
+    @property
+    def extensions(self) -> dict[str, str | int]:
+        """The CloudEvents extension attributes that say why it happened, and how far it is from where that began."""
+        found: dict[str, str | int] = {"hops": self.hops}
+        if self.cause is not None:
+            found["causationid"] = _line(self.cause.id)
+            if self.cause.correlation:
+                found["correlationid"] = _line(self.cause.correlation)
+        return found
+
+
+def cloud_event(event: DomainEvent, source: str) -> dict[str, Any]:
+    """The event in the JSON format of CloudEvents 1.0; its time as it is, for the encoder to write."""
+    return {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": source,
+        "type": cloud_type(event),
+        "subject": event.subject,
+        "time": event.at,
+        "datacontenttype": "application/json",
+        **event.extensions,
+        "data": event.data,
+    }
+
+
+def cloud_type(event: DomainEvent) -> str:
+    return f"dropforge.{event.type}"
+
+
+def _line(text: str) -> str:
+    """Ids come from outside; CloudEvents allow no control characters in an attribute, and no empty one."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text) or "-"
+
 
 @dataclass(frozen=True)
 class Reply:

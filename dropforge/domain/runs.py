@@ -23,7 +23,7 @@ ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
 
 @dataclass(frozen=True)
 class ChampionRef:
-    """The model version that answers now: what a challenger has to beat."""
+    """A model version that a run measures: as a rule the one that answers now, which a challenger has to beat."""
 
     model: str
     version: int
@@ -66,6 +66,8 @@ class RunSpec:
     compute: dict[str, Any] = field(default_factory=dict)
     champion: ChampionRef | None = None
     tracking_uri: str | None = None
+    # A model version that is measured against the champion; then nothing is trained, registered or promoted.
+    challenger: ChampionRef | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class RunOutcome(Enum):
     REJECTED = "rejected"
     ROLLED_BACK = "rolled_back"
     NO_MODEL = "no_model"
+    # A model version was measured and nothing else: see `RunSpec.challenger`.
+    EVALUATED = "evaluated"
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ class AppFunction:
     raw_parameters: frozenset[str]
     retry: Mapping[str, Any] | None
     folder: Path
+    # Where what the function returns is sent, unless the trigger itself gets it.
+    return_output: Binding | None = None
+
+    @property
+    def sent(self) -> tuple[Binding, ...]:
+        """Every output whose value goes somewhere, `$return` included."""
+        return (*self.outputs, self.return_output) if self.return_output else self.outputs
 
     @property
     def durable_name(self) -> str:
@@ -164,6 +171,7 @@ def _index(builder: Any, name: str, folder: Path, environment: Mapping[str, str]
         raw_parameters=_raw_parameters(call, bindings),
         retry=builder.get_settings_dict("retry_policy"),
         folder=folder,
+        return_output=next((b for b in bindings if b.name == "$return" and b.type != "http"), None),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -30,17 +31,22 @@ from dropforge.host.files import write_private
 from dropforge.host.flows import RPC_PREFIX, Flows
 from dropforge.host.host_json import HostJson, read_host_json
 from dropforge.host.invocation import Invocations
-from dropforge.host.keys import Keys, load_keys
+from dropforge.host.keys import ROLES_SETTING, Keys, load_keys
 from dropforge.host.local_settings import LocalSettings, read_local_settings
 from dropforge.host.lock import StateLock
 from dropforge.host.logs import Logs, open_logs
 from dropforge.host.run_events import RunEvents
 from dropforge.host.server import Server, open_socket
+from dropforge.host.service_bus import bindings as service_bus
+from dropforge.host.service_bus.outputs import Outputs
+from dropforge.host.service_bus.settings import BusSettings
 from dropforge.host.sidecars import Sidecar, Sidecars
 from dropforge.host.storage_events import StorageEvents
-from dropforge.host.subscriptions import Subscriptions, read_subscriptions
+from dropforge.host.subscriptions import Subscriptions, read_subscriptions, topic_subscribers
 from dropforge.host.tasks import Tasks, repeat
 from dropforge.host.threads import FunctionThreads, thread_count
+from dropforge.host.topic import PATH as TOPIC_PATH
+from dropforge.host.topic import Topic
 from dropforge.host.triggers import DURABLE, SERVED
 from dropforge.host.triggers.service import Surroundings, TriggerService
 
@@ -48,9 +54,12 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 7071
 _LAST_CALL_SECONDS = 0.5
+_SWITCH_SECONDS = 0.0005
+_SETTLED_SECONDS = (0.0, 20.0, 60.0)
 CONNECTION_FILE = "connection.json"
 # Inputs beside the trigger that a function may have.
 _SERVED_INPUTS = frozenset({"durableClient"})
+_SERVED_OUTPUTS = frozenset({service_bus.OUTPUT})
 # Azure acts on `@app.retry` for these only (and for Event Hubs, Kafka and Cosmos DB).
 _RETRIED = frozenset({"timerTrigger"})
 
@@ -70,6 +79,8 @@ class HostOptions:
     sidecars: tuple[Sidecar, ...] = ()
     # Say addresses and keys as one JSON object instead of the lines for people.
     as_json: bool = False
+    # How clients reach the local Service Bus among the sidecars; holds a key.
+    service_bus: str | None = None
     # How long running functions may take when the host stops.
     grace_seconds: float = 10.0
 
@@ -89,6 +100,7 @@ class Host:
         self._watchers = Tasks()
         self._announcers: list[Announcer] = []
         self._services: dict[str, TriggerService] = {}
+        self._bus_outputs: Outputs | None = None
 
     async def start(self) -> None:
         """Load the app and answer. Raises `HostError` when that cannot be."""
@@ -113,6 +125,8 @@ class Host:
         self._invocations.stop()
         left = await self._invocations.finished(self.options.grace_seconds)
         await self._flows.stop(max(deadline - time.monotonic(), 0.0))
+        # Before the sidecars end, because the Service Bus that takes the locks back is one of them.
+        await self._close_services()
         if left:
             _log.warning("%d functions did not finish within %g s", left, self.options.grace_seconds)
         await self._resources.aclose()
@@ -125,8 +139,8 @@ class Host:
     def banner(self, colour: bool) -> str:
         """What to tell the user once the host is ready; holds keys."""
         sidecars = {sidecar.name: sidecar.url for sidecar in self.options.sidecars if sidecar.url}
-        prefix = self.host_json.route_prefix
-        return banner(self.app, self.keys, self.url, prefix, self.options.state, sidecars, colour)
+        prefix, options = self.host_json.route_prefix, self.options
+        return banner(self.app, self.keys, self.url, prefix, options.state, sidecars, options.service_bus, colour)
 
     async def _start(self) -> None:
         options = self.options
@@ -147,7 +161,9 @@ class Host:
         self._invocations = Invocations(self.app.functions, self._open_threads(), self.host_json.function_timeout)
         self._flows = Flows(self._invocations, self.host_json, self.keys, self.url, options.state, options.record)
         logs.redactor.hide([*self.keys.all(), self._flows.rpc_secret, *_secrets_of(options.sidecars)])
+        logs.redactor.hide(service_bus.secrets(os.environ))
         self._invocations.serve_input("durableClient", self._flows.client)
+        self._serve_bus_outputs()
         await self._serve(listener, settings)
         await self._watch(read_subscriptions(self.app, os.environ))
         self._write_connection()
@@ -187,12 +203,18 @@ class Host:
             raise SettingsError(str(error)) from error
         threads = FunctionThreads(count)
         self._resources.callback(threads.shutdown)
+        # A thread that works keeps the others waiting for so long at each of their turns, and a step has many turns: with
+        # Python's own 5 ms the door of a busy host would answer in tenths of a second.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         # `asyncio.to_thread` in async functions gets as many threads as plain functions do.
         self._to_thread = ThreadPoolExecutor(count, "to-thread")
         asyncio.get_running_loop().set_default_executor(self._to_thread)
         return threads
 
     def _load(self) -> None:
+        # The app reads its settings when it is imported; the keys of its own functions come after that.
+        before = load_keys(self.options.state / "keys.json")
+        os.environ[ROLES_SETTING] = before.roles(os.environ.get(ROLES_SETTING, ""))
         self.app = load_app(self.options.app, os.environ, self.host_json.functions)
         http = [function.name for function in self.app.of_type("httpTrigger")]
         self.keys = load_keys(self.options.state / "keys.json", http)
@@ -216,10 +238,14 @@ class Host:
         if kind not in SERVED and kind not in DURABLE:
             return f"triggers of type {kind} are not served by this host yet (served: {', '.join(sorted({*SERVED, *DURABLE}))})"
         missing = sorted({binding.type for binding in function.inputs} - _SERVED_INPUTS)
-        return f"input bindings of type {', '.join(missing)} are not served by this host yet" if missing else None
+        if missing:
+            return f"input bindings of type {', '.join(missing)} are not served by this host yet"
+        return service_bus.problem(function, os.environ)
 
     def _warn(self, function: AppFunction) -> None:
-        for binding in function.outputs:
+        for binding in function.sent:
+            if binding.type in _SERVED_OUTPUTS:
+                continue
             what = "%r fails when it sets %r: outputs of type %s are not served by this host yet"
             _log.warning(what, function.name, binding.name, binding.type)
         if function.retry and function.trigger.type not in _RETRIED:
@@ -238,7 +264,9 @@ class Host:
                 _log.error("%s", problem)
         by_hand = {**self._flows.by_hand, **{kind: service.by_hand for kind, service in self._services.items()}}
         admin = Admin(self.app, self._invocations, self.keys, by_hand, "local", self.url)
-        routes: list[web.AbstractRouteDef] = [*admin.routes(), *self._flows.routes()]
+        self._webhook = await self._resources.enter_async_context(Webhook(self.url, self.keys))
+        topic = Topic(topic_subscribers(self.app), self.keys, self._webhook.post)
+        routes: list[web.AbstractRouteDef] = [*admin.routes(), *self._flows.routes(), *topic.routes()]
         for service in self._services.values():
             routes += service.routes()
         self._server = Server(listener, routes, settings.cors, self.host_json.custom_headers, RPC_PREFIX)
@@ -247,14 +275,29 @@ class Host:
         self._resources.push_async_callback(self._flows.stop, 0.0)
         await self._server.start()
         self._resources.push_async_callback(self._server.stop)
+        self._resources.push_async_callback(self._close_services)
         for service in self._services.values():
             await service.start()
+
+    def _serve_bus_outputs(self) -> None:
+        if all(binding.type != service_bus.OUTPUT for function in self.app.functions for binding in function.sent):
+            return
+        # The SDK takes a while to load, and most apps have no Service Bus.
+        from dropforge.host.service_bus.clients import Clients
+
+        settings = BusSettings.from_host_json(self.host_json.service_bus)
+        self._bus_outputs = Outputs(Clients(settings), os.environ)
+        self._invocations.serve_output(service_bus.OUTPUT, self._bus_outputs.send)
+
+    async def _close_services(self) -> None:
+        await asyncio.gather(*(service.close() for service in self._services.values()))
+        if self._bus_outputs is not None:
+            await self._bus_outputs.close()
 
     async def _watch(self, subscriptions: Subscriptions) -> None:
         state = self.options.state
         (state / "drops").mkdir(exist_ok=True)
-        webhook = await self._resources.enter_async_context(Webhook(self.url, self.keys))
-        retries = subscriptions.retry_seconds
+        webhook, retries = self._webhook, subscriptions.retry_seconds
         if subscriptions.storage:
             announcer = Announcer(subscriptions.storage, Delivered(state / "storage_events.db"), webhook.post, retries)
             self._announce(announcer, StorageEvents(state / "drops", announcer, subscriptions.settle_seconds))
@@ -277,9 +320,12 @@ class Host:
             "url": self.url,
             "pid": os.getpid(),
             "function_key": self.keys.host["default"],
+            "host_keys": dict(self.keys.host),
             "master_key": self.keys.master,
             "system_keys": dict(self.keys.system),
             "sidecars": {sidecar.name: sidecar.url for sidecar in self.options.sidecars if sidecar.url},
+            "service_bus": self.options.service_bus,
+            "event_grid_topic": self.url + TOPIC_PATH,
             "app": str(self.options.app),
             "state": str(self.options.state),
         }
@@ -309,7 +355,10 @@ async def run_host(options: HostOptions) -> int:
         said = json.dumps(host.connection()) + "\n" if options.as_json else host.banner(colour=sys.stdout.isatty())
         sys.stdout.write(said)
         sys.stdout.flush()
+        settling = Tasks()
+        settling.start(_settle())
         failure = await _until(stopped, host)
+        await settling.cancel()
         if failure:
             _log.critical("stopping: %s", failure)
         left = await host.stop()
@@ -318,6 +367,15 @@ async def run_host(options: HostOptions) -> int:
         # Their threads cannot be ended, and would keep the process alive.
         _leave(code)
     return code
+
+
+async def _settle() -> None:
+    """Tell the garbage collector that what has been loaded stays: looking at all of it again, as it would every few
+    seconds under load, holds everything up for 50 ms. Once more later, for what is loaded when it is first used."""
+    for seconds in _SETTLED_SECONDS:
+        await asyncio.sleep(seconds)
+        gc.collect()
+        gc.freeze()
 
 
 def _enter(app: Path) -> None:

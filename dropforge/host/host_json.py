@@ -26,6 +26,18 @@ _HONOURED = (
     "extensions.http.maxConcurrentRequests",
     "extensions.http.maxOutstandingRequests",
     "extensions.http.customHeaders",
+    "extensions.serviceBus.autoCompleteMessages",
+    "extensions.serviceBus.clientRetryOptions",
+    "extensions.serviceBus.maxAutoLockRenewalDuration",
+    "extensions.serviceBus.maxBatchWaitTime",
+    "extensions.serviceBus.maxConcurrentCalls",
+    "extensions.serviceBus.maxConcurrentCallsPerSession",
+    "extensions.serviceBus.maxConcurrentSessions",
+    "extensions.serviceBus.maxMessageBatchSize",
+    "extensions.serviceBus.minMessageBatchSize",
+    "extensions.serviceBus.prefetchCount",
+    "extensions.serviceBus.sessionIdleTimeout",
+    "extensions.serviceBus.transportType",
 )
 # Settings of Azure's own machinery: it is right to have them, and nothing is missing when they do nothing here.
 _OF_AZURE_ONLY = (
@@ -39,7 +51,6 @@ _OF_AZURE_ONLY = (
     "extensions.http.hsts",
     "extensions.queues",
     "extensions.sendGrid",
-    "extensions.serviceBus",
     "extensions.signalR",
     "healthMonitor",
     "logging.applicationInsights",
@@ -65,6 +76,7 @@ class HostJson:
     # Category -> level, both as written; `default` for the rest.
     log_levels: Mapping[str, str] = field(default_factory=dict)
     durable: Mapping[str, Any] = field(default_factory=dict)
+    service_bus: Mapping[str, Any] = field(default_factory=dict)
     max_concurrent_requests: int | None = None
     max_outstanding_requests: int | None = None
     custom_headers: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +99,7 @@ def read_host_json(path: Path, environment: Mapping[str, str]) -> HostJson:
         functions=None if functions is None else frozenset(str(name).lower() for name in functions),
         log_levels=_levels(path, read.value("logging.logLevel", dict, {})),
         durable=read.value("extensions.durableTask", dict, {}),
+        service_bus=read.value("extensions.serviceBus", dict, {}),
         max_concurrent_requests=read.limit("extensions.http.maxConcurrentRequests"),
         max_outstanding_requests=read.limit("extensions.http.maxOutstandingRequests"),
         custom_headers=read.value("extensions.http.customHeaders", dict, {}),

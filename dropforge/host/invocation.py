@@ -139,6 +139,10 @@ class Invocations:
         """From now on, inputs of this type come from the source."""
         self._inputs[binding_type] = source
 
+    def serve_output(self, binding_type: str, sink: OutputSink) -> None:
+        """From now on, outputs of this type go to the sink."""
+        self._outputs[binding_type] = sink
+
     # ------------------------------------------------------------------ triggers
     async def invoke(self, function: AppFunction, call: Call) -> meta.Datum | None:
         """Run the function once and return what it returned, encoded; its outputs have been sent then.
@@ -192,6 +196,8 @@ class Invocations:
         for binding in function.outputs:
             if (value := outs[binding.name].get()) is not None:
                 await self._send(function, binding, encode(binding.type, value))
+        if function.return_output is not None and returned is not None:
+            await self._send(function, function.return_output, returned)
         return returned
 
     def _arguments(self, function: AppFunction, call: Call) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import secrets
@@ -16,6 +17,10 @@ from dropforge.host.files import write_private
 
 EVENT_GRID_KEY = "eventgrid_extension"
 DURABLE_KEY = "durabletask_extension"
+# Host keys that are always there, and the role that each gives in an app that tells keys apart.
+HOST_KEYS = {"default": "approver", "operator": "operator", "reader": "reader"}
+# The setting by which such an app knows them; it holds hashes, so that no key stands in an environment.
+ROLES_SETTING = "DROPFORGE_KEY_ROLES"
 
 
 class AuthLevel(Enum):
@@ -50,6 +55,12 @@ class Keys:
     def opens_admin(self, given: str | None) -> bool:
         return _one_of(given, [self.master])
 
+    def roles(self, before: str = "") -> str:
+        """The value of `DROPFORGE_KEY_ROLES` that gives these keys their roles, beside what it said `before`."""
+        known = {self.master: HOST_KEYS["default"]} | {self.host[name]: role for name, role in HOST_KEYS.items()}
+        entries = [f"{hashlib.sha256(key.encode()).hexdigest()}={role}" for key, role in known.items()]
+        return ",".join(dict.fromkeys([*filter(None, before.split(",")), *entries]))
+
     def all(self) -> Iterator[str]:
         """Every key there is: what a log must never show."""
         yield self.master
@@ -67,7 +78,7 @@ def load_keys(path: Path, functions: Iterable[str] = ()) -> Keys:
     found = _read(path)
     wanted: dict[str, Any] = {
         "master": found.get("master") or _new_key(),
-        "host": {"default": _new_key(), **found.get("host", {})},
+        "host": {**{name: _new_key() for name in HOST_KEYS}, **found.get("host", {})},
         "system": {EVENT_GRID_KEY: _new_key(), DURABLE_KEY: _new_key(), **found.get("system", {})},
         "functions": {name.lower(): named for name, named in found.get("functions", {}).items()},
     }

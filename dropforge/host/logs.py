@@ -219,6 +219,13 @@ class ReadableLines(logging.Formatter):
         return f"{clock}  {who or 'host':<24} {flag.get(record.levelno, '')}{text}"
 
 
+class _Rotating(RotatingFileHandler):
+    """Begins a new file after the record that fills one. The base class writes every record twice to know it before."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the name that the base class has
+        return self.stream is not None and self.stream.tell() >= self.maxBytes
+
+
 @dataclass(frozen=True)
 class Logs:
     """The handlers of one host; `close` takes them away again."""
@@ -242,7 +249,7 @@ def open_logs(folder: Path, levels: Mapping[str, str], terminal: TextIO | None =
     terminal = terminal or sys.stderr
     redactor = Redactor()
     wanted = LevelFilter(levels)
-    file = RotatingFileHandler(
+    file = _Rotating(
         folder / "host.jsonl",
         maxBytes=_FILE_BYTES,
         backupCount=_FILES_KEPT,

@@ -130,13 +130,15 @@ class StorageEvents:
 
     async def look(self) -> float:
         """One look and its announcements; returns how many seconds to wait before the next one."""
+        # A file that comes while the folder is walked must not be older than the news that it was missing.
+        began_ns = time.time_ns()
         found, seconds = await asyncio.to_thread(self._scan)
         for file in found.changed:
             self._announcer.offer(file.path, file.etag, created_event(file))
             self._offered[file.path] = file.etag
         self._remembered -= found.present
         for path in [path for path in (*self._offered, *self._remembered) if found.is_gone(path)]:
-            self._announcer.offer(path, None, deleted_event(path, time.time_ns()))
+            self._announcer.offer(path, None, deleted_event(path, began_ns))
             self._offered.pop(path, None)
             self._remembered.discard(path)
         self._tell_blindness(found.unreadable)
@@ -160,7 +162,8 @@ def created_event(file: DroppedFile) -> Event:
     """The event in the Event Grid schema. One write has one event: telling it again gives the same id."""
     number = _event_id("created", file.path, file.etag)
     data: Event = {
-        "api": "PutBlob",
+        # An empty PutBlob is how an upload begins; an empty block list ends one.
+        "api": "PutBlob" if file.size_bytes else "PutBlockList",
         "clientRequestId": _event_id("client", file.path, file.etag),
         "requestId": _request_id(number),
         "eTag": file.etag,

@@ -15,6 +15,13 @@ _log = logging.getLogger(__name__)
 
 _STORAGE_EVENTS_TO = "DROPFORGE_STORAGE_EVENTS_TO"
 _RUN_EVENTS_TO = "DROPFORGE_RUN_EVENTS_TO"
+# What Azure's own topics tell, and which function of the app has use for it.
+_TOPIC = {
+    "Microsoft.Storage.": "on_blob_event",
+    "Microsoft.MachineLearningServices.": "on_run_event",
+    "Microsoft.AlertsManagement.": "on_alert_event",
+    "Microsoft.Insights.": "on_alert_event",
+}
 _RETRY_SECONDS = "DROPFORGE_EVENT_RETRY_SECONDS"
 _SETTLE_SECONDS = "DROPFORGE_SETTLE_SECONDS"
 
@@ -41,6 +48,12 @@ def read_subscriptions(app: App, environment: Mapping[str, str]) -> Subscription
         retry_seconds=_numbers(_RETRY_SECONDS, retries) if retries else RETRY_SECONDS,
         settle_seconds=_numbers(_SETTLE_SECONDS, environment.get(_SETTLE_SECONDS, str(SETTLE_SECONDS)))[0],
     )
+
+
+def topic_subscribers(app: App) -> dict[str, tuple[str, ...]]:
+    """The beginning of an event's type -> the functions of the app that events of the local topic are delivered to."""
+    known = {function.name for function in app.of_type("eventGridTrigger")}
+    return {begin: (name,) for begin, name in _TOPIC.items() if name in known}
 
 
 def _subscribers(app: App, environment: Mapping[str, str], setting: str, default: str) -> tuple[str, ...]:

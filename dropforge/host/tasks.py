@@ -40,6 +40,12 @@ class Tasks:
     def __len__(self) -> int:
         return len(self._running)
 
+    async def finish(self, seconds: float) -> None:
+        """Wait until all of them have ended; those that have not after so long are cancelled."""
+        if self._running:
+            await asyncio.wait(tuple(self._running), timeout=seconds)
+        await self.cancel()
+
     async def cancel(self) -> None:
         """End all of them, and wait until they have ended."""
         running = tuple(self._running)

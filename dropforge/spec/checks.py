@@ -37,7 +37,7 @@ def check(tree: Tree) -> list[Problem]:
     """Everything that does not fit together, in no particular order."""
     checks: tuple[Callable[[Tree], Found], ...] = (
         _columns, _roles, _listed_once, _label_type, _event_time_type, _slice_types,
-        _waits, _enough_blocks, _parameter_names, _near_misses,
+        _waits, _enough_blocks, _parameter_names, _near_misses, _alert_rules,
     )  # fmt: skip
     return [Problem(tree.line(path), dotted(path), message) for one in checks for path, message in one(tree)]
 
@@ -242,3 +242,54 @@ def _near_misses(tree: Tree) -> Found:
                 ("training", "compute", name),
                 f"unknown key{hint}",
             )
+
+
+# ------------------------------------------------------------------------------------------------ alerts
+def _alert_rules(tree: Tree) -> Found:
+    found = _at(tree, "alerts")
+    before: list[tuple[int, dict[str, Any]]] = []
+    for index, rule in enumerate(found if isinstance(found, list) else []):
+        if not isinstance(rule, dict):
+            continue
+        action = rule.get("action")
+        if rule.get("until") is not None and action in ("retrain", "rollback", "notify"):
+            yield (
+                ("alerts", index, "until"),
+                f"found it for {action}; only a pause ends. Remove it, or set action: pause",
+            )
+        severity = rule["severity"] if isinstance(rule.get("severity"), list) else []
+        for place, each in enumerate(severity):
+            if each in severity[:place]:
+                yield ("alerts", index, "severity", place), f"found {each!r} twice"
+        earlier = next((number for number, other in before if _covers(other, rule)), None)
+        if earlier is not None:
+            yield (
+                ("alerts", index),
+                f"never acts: alerts[{earlier}], on line {tree.line(('alerts', earlier))}, fits every alert that it fits, "
+                "and the first that fits acts. Put the narrower rule first, or remove it",
+            )
+        before.append((index, rule))
+
+
+def _covers(wide: dict[str, Any], narrow: dict[str, Any]) -> bool:
+    """Whether every alert that the one fits is one that the other fits, as far as equal words and `*` tell."""
+    name, severity = wide.get("rule"), wide.get("severity")
+    if not isinstance(name, str) or not isinstance(narrow.get("rule"), str):
+        return False
+    if name != "*" and name.casefold() != narrow["rule"].casefold():
+        return False
+    if severity and not (
+        isinstance(severity, list)
+        and isinstance(narrow.get("severity"), list)
+        and narrow["severity"]
+        and all(each in severity for each in narrow["severity"])
+    ):
+        return False
+    dimensions, others = wide.get("dimensions"), narrow.get("dimensions")
+    if not dimensions:
+        return True
+    return (
+        isinstance(dimensions, dict)
+        and isinstance(others, dict)
+        and all(name in others and others[name] == value for name, value in dimensions.items())
+    )

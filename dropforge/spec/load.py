@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pydantic import ValidationError
 
+from dropforge.domain.alerts import AlertAction, Rule, Until
 from dropforge.domain.datasets import Column
 from dropforge.domain.errors import BadSpec
 from dropforge.domain.gate import Policy
@@ -72,4 +73,18 @@ def to_policy(spec: PipelineSpec) -> Policy:
         worse=gate.worse,
         slice_worse=gate.slice_worse,
         first=gate.first,
+    )
+
+
+def to_alert_rules(spec: PipelineSpec) -> tuple[Rule, ...]:
+    """What the pipeline does about alerts, in the order of the file."""
+    return tuple(
+        Rule(
+            rule=each.rule,
+            action=each.action,
+            severity=tuple(each.severity),
+            dimensions=dict(each.dimensions),
+            until=(each.until or Until.RESUMED) if each.action is AlertAction.PAUSE else None,
+        )
+        for each in spec.alerts
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
+from dropforge.domain.alerts import AlertAction, Until
 from dropforge.domain.gate import Action, FirstRule
 from dropforge.domain.names import NAME
 from dropforge.spec.values import (
@@ -15,9 +16,11 @@ from dropforge.spec.values import (
     Column,
     ColumnName,
     Command,
+    DimensionName,
     DropPrefix,
     Duration,
     Flag,
+    Glob,
     Name,
     Number,
     Parameter,
@@ -34,6 +37,7 @@ from dropforge.spec.values import (
 
 ColumnType: TypeAlias = Literal["string", "int", "float", "bool", "timestamp", "date"]
 COLUMN_TYPES: tuple[str, ...] = get_args(ColumnType)
+Severity: TypeAlias = Literal["Sev0", "Sev1", "Sev2", "Sev3", "Sev4"]
 
 
 def _without_default(schema: JsonDict) -> None:
@@ -195,7 +199,15 @@ class Gate(_Section):
         "always promoted, or a person is asked.",
     )
     ask_timeout: Duration = Field(
-        default=timedelta(hours=24), description="A question that nobody answers for this long is a no."
+        default=timedelta(hours=24), description="A question that nobody answers for this long gets `ask_default`."
+    )
+    ask_default: Literal["reject", "approve"] = Field(
+        default="reject", description="What nobody's answer means: the model is not promoted, or it is."
+    )
+    approvers: tuple[Word, ...] = Field(
+        default=(),
+        description="The names of those who may answer. Entra vouches for a name; the holder of a function key only "
+        "claims one. Default: whoever has the role approver.",
     )
 
 
@@ -215,10 +227,42 @@ class Deployment(_Section):
 
 
 class Budget(_Section):
-    """How much a pipeline may spend in a day (UTC), whatever arrives."""
+    """How much a pipeline may spend in any 24 hours, and when it must stop, whatever arrives."""
 
-    runs_per_day: Whole = Field(default=100, ge=1, description="Training runs that may start in a day.")
-    training_minutes_per_day: Whole = Field(default=1440, ge=1, description="Minutes of training in a day.")
+    runs_per_day: Whole = Field(default=100, ge=1, description="Training runs that may start in any 24 hours.")
+    training_minutes_per_day: Whole = Field(
+        default=1440, ge=1, description="Minutes of training and evaluation in any 24 hours."
+    )
+    cool_down: Duration | None = Field(
+        default=None, description="The least time between the starts of two training runs. Default: none."
+    )
+    max_failures: Whole = Field(
+        default=3,
+        ge=1,
+        description="After so many training runs in a row without a usable model nothing is trained until a person "
+        "lets the pipeline go on (`resume`). A run that was cancelled does not count.",
+    )
+
+
+class AlertRule(_Section):
+    """What to do about an Azure Monitor alert. The first rule that fits acts; see [alerts](alerts.md)."""
+
+    rule: Glob = Field(
+        description="The name of the alert rule; `*` stands for any text, `?` for any character. Case does not count."
+    )
+    severity: tuple[Severity, ...] = Field(default=(), description="Only alerts of these severities. Default: any.")
+    dimensions: dict[DimensionName, Glob] = Field(
+        default_factory=dict,
+        description="Only alerts that fired for these dimensions; values as in `rule`, and each must fit.",
+    )
+    action: AlertAction = Field(
+        description="Train on the newest data, put the champion before this one back, hold the pipeline, or only tell "
+        "others."
+    )
+    until: Until | None = Field(
+        default=None,
+        description="What ends a pause: the alert's own Resolved, or a person alone. For `pause`. Default: `resumed`.",
+    )
 
 
 class PipelineSpec(_Section):
@@ -236,6 +280,9 @@ class PipelineSpec(_Section):
     gate: Gate = Field(default_factory=Gate)
     deployment: Deployment = Field(default_factory=Deployment)
     budget: Budget = Field(default_factory=Budget)
+    alerts: tuple[AlertRule, ...] = Field(
+        default=(), description="What to do about Azure Monitor alerts; the first rule that fits an alert acts."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -193,6 +193,8 @@ ColumnName: TypeAlias = Annotated[_Line, AfterValidator(_column_name)]
 DropPrefix: TypeAlias = Annotated[
     _Line, AfterValidator(_drop_prefix), WithJsonSchema({"type": "string", "pattern": "^[^/].*/$", "maxLength": 500})
 ]
+Glob: TypeAlias = _Line
+DimensionName: TypeAlias = _Line
 Pattern: TypeAlias = Annotated[
     str, Strict(), Field(max_length=1000), AfterValidator(_pattern), WithJsonSchema({"type": "string"})
 ]

@@ -6,9 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dropforge.steps import approvals, books, control, deploy, intake, lanes, outbox, pipelines, reports, train
+    from dropforge.steps import (
+        alerts,
+        approvals,
+        arrivals,
+        books,
+        commands,
+        control,
+        deploy,
+        intake,
+        lanes,
+        outbox,
+        pipelines,
+        rehearsal,
+        reports,
+        storage,
+        train,
+    )
 
-__all__ = ["approvals", "books", "control", "deploy", "intake", "lanes", "outbox", "pipelines", "reports", "train"]
+__all__ = [
+    "alerts",
+    "approvals",
+    "arrivals",
+    "books",
+    "commands",
+    "control",
+    "deploy",
+    "intake",
+    "lanes",
+    "outbox",
+    "pipelines",
+    "rehearsal",
+    "reports",
+    "storage",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

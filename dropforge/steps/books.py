@@ -4,18 +4,26 @@ partition `pipelines`     pipeline/<name>          spec text, code artifact, rev
 partition `p.<name>`      head                     counters: last batch, open batch, last dataset version, live run, ...
                           arrival/<id>             one (url, etag)
                           pending/<time>-<id>      an arrival no finished batch holds yet
+                          seen/<path>              the newest write known of a file name: see `arrivals` for these three
+                          gone/<batch>/<arrival>   an accepted file that is no longer where it came from
+                          held/<sha256>/<url id>   which accepted file brought these bytes under that name
                           batch/<n>                arrivals claimed together
                           dataset/<n>              a dataset version
                           run/<run>                a run: what was asked, what became of it
+                          asked/<id>               a run that somebody asked for: which run it became
                           approval/<run>           a question put to a person
                           control                  whether people or the breaker hold it: see `control`
-                          command/<id>             a command and its answer: see `commands`
-                          outbox/<time>-<id>       what is still to be told: see `outbox` (in every partition with facts)
+                          command/<id>             a command and its answer; todo/<id>: not carried out: see `commands`
+                          outbox/<time>-<id>       what is still to be told (in every partition with facts); late/ and
+                                                   untold/<place>/<time>-<id>: what could not be: see `outbox`
                           lane/<kind>              see `lanes`
 partition `m.<model>`     see the registry adapter
 partition `e.<endpoint>`  head                     the desired state, its revision, and what it was for
+                          token/<id>               a deployment that was published, and as which revision
+partition `storage`       counts, misfit/<slot>    storage events that brought no file: see `storage`
 partition `alerts`        alert/<id>               an alert, what became of it: see `alerts`
 partition `commands`      command/<id>             a command that names no pipeline there is
+                          rejected/<id>            a message that was no command, and what was wrong with it
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from dropforge.domain.alerts import Rule
 from dropforge.domain.arrivals import Arrival
 from dropforge.domain.datasets import Batch, Column, DatasetVersion
 from dropforge.domain.errors import Conflict, NotFound
@@ -124,6 +133,13 @@ def policy(of: Pipeline) -> Policy:
     return to_policy(of.spec)
 
 
+def alert_rules(spec: PipelineSpec) -> tuple[Rule, ...]:
+    """What a pipeline does about alerts."""
+    from dropforge.spec.load import to_alert_rules
+
+    return to_alert_rules(spec)
+
+
 # ------------------------------------------------------------------------------------------------ head
 EMPTY_HEAD: Json = {
     "batch": 0,  # number of the last batch cut
@@ -132,6 +148,7 @@ EMPTY_HEAD: Json = {
     "version": 0,  # last dataset version
     "run": None,  # the live run
     "considered": None,  # the (dataset version, code) that was last trained on or decided against
+    "asked": [],  # runs that somebody asked for and that have not started: see `train.ask`
     "trouble": None,  # what keeps a flow from going on
 }
 

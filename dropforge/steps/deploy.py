@@ -16,43 +16,83 @@ from dropforge.steps import books, outbox, train
 from dropforge.steps.books import Pipeline, endpoint_partition
 from dropforge.wire import from_builtins, to_builtins
 
+SUPERSEDED = "a newer deployment of this endpoint was asked for"
+
 
 def publish_deployment(
-    ports: Ports, name: str, version: int, run: str | None, token: str, settings: Settings, now: datetime
+    ports: Ports,
+    name: str,
+    version: int,
+    run: str | None,
+    token: str,
+    settings: Settings,
+    now: datetime,
+    cause: Json | None = None,
+    rollback: bool = False,
 ) -> Json:
     """Write the desired state that puts a model version behind the pipeline's endpoint, and tell the replicas.
 
     For a `run`, the champion must still be the one the run was judged against; when it is not, nothing is changed and
-    `refused` says so. `token` names this deployment: the same token again is the same revision.
+    `refused` says so. `token` names this deployment: it is published once, and the same token again, at any later time,
+    is told what became of it. `cause` is why (a run brings its own); `rollback` whether it is to put an earlier one back.
     """
     pipeline = books.pipeline(ports.ledger, name)
-    judged_against = train.record(ports, name, run).spec.champion if run is not None else None
+    judged = train.record(ports, name, run) if run is not None else None
     endpoint = pipeline.spec.deployment.endpoint or name
+    partition = endpoint_partition(endpoint)
     model = ports.registry.get(name, version)
+    why = to_builtins(judged.cause) if judged is not None and judged.cause is not None else cause
     while True:
-        row = ports.ledger.get(endpoint_partition(endpoint), "head")
-        if row is not None and row.value["token"] == token:
+        row = ports.ledger.get(partition, "head")
+        if ports.ledger.get(partition, _token_key(token)) is not None:
             break
         alias = ports.registry.alias(name, CHAMPION)
         champion = alias.version if alias is not None else None
-        if run is not None and champion not in (judged_against.version if judged_against else None, version):
+        against = judged.spec.champion.version if judged is not None and judged.spec.champion else None
+        if judged is not None and champion not in (against, version):
             return {"state": "refused", "reason": f"version {champion} became champion meanwhile"}
-        value = _next(row, _deployment(ports, model), pipeline, token, champion, now)
+        value = {
+            **_next(row, _deployment(ports, model), pipeline, token, champion, now),
+            "cause": why,
+            "rollback": rollback,
+        }
         try:
             ports.ledger.commit(
-                endpoint_partition(endpoint),
-                [Insert("head", value) if row is None else Replace("head", value, row.etag)],
+                partition,
+                [
+                    Insert("head", value) if row is None else Replace("head", value, row.etag),
+                    Insert(_token_key(token), {"revision": value["revision"]}),
+                ],
             )
         except Conflict:
             continue
-        break
     head = _tell_replicas(ports, endpoint)
+    begun = "published" if pipeline.spec.deployment.enabled else "ready"
     return {
-        "state": "published" if pipeline.spec.deployment.enabled else "ready",
+        **_become(ports, partition, token, head, begun),
         "endpoint": endpoint,
-        "revision": head["revision"],
         "poll_seconds": settings.deploy_poll_seconds,
     }
+
+
+def _token_key(token: str) -> str:
+    return f"token/{id_of(token)}"
+
+
+def _become(ports: Ports, partition: str, token: str, head: Json, begun: str) -> Json:
+    """What has become of the deployment: a flow that is run once more must not take it up where it was ended."""
+    row = ports.ledger.get(partition, _token_key(token))
+    assert row is not None
+    revision = row.value["revision"]
+    if head["revision"] == revision:
+        return {"state": "live" if head["state"] == "live" else begun, "reason": None, "revision": revision}
+    if head["token"] == _undone(token):
+        return {"state": "rolled_back", "reason": head["reason"], "revision": revision}
+    return {"state": "superseded", "reason": SUPERSEDED, "revision": revision}
+
+
+def _undone(token: str) -> str:
+    return f"{token}-rolled-back"
 
 
 def _deployment(ports: Ports, model: ModelVersion) -> Deployment:
@@ -102,7 +142,7 @@ def observe_deployment(ports: Ports, endpoint: str, revision: int, now: datetime
     """How far the replicas are with that revision: `ready`, `waiting`, `failed` or `superseded`, and why."""
     row = ports.ledger.get(endpoint_partition(endpoint), "head")
     if row is None or row.value["revision"] != revision:
-        return {"state": "superseded", "reason": "a newer deployment of this endpoint was asked for"}
+        return {"state": "superseded", "reason": SUPERSEDED}
     replicas = ports.serving.observe(endpoint)
     failed = [each for each in replicas if each.wanted_revision == revision and each.error]
     if failed:
@@ -126,7 +166,7 @@ def confirm_deployment(ports: Ports, name: str, version: int, endpoint: str, rev
     alias = ports.registry.alias(name, CHAMPION)
     row = ports.ledger.get(endpoint_partition(endpoint), "head")
     if row is None or row.value["revision"] != revision:
-        return {"state": "superseded", "reason": "a newer deployment of this endpoint was asked for"}
+        return {"state": "superseded", "reason": SUPERSEDED}
     if (alias.version if alias else None) not in (row.value["champion_before"], version):
         return roll_back_deployment(ports, endpoint, revision, "another champion was named meanwhile", now)
     try:
@@ -138,15 +178,24 @@ def confirm_deployment(ports: Ports, name: str, version: int, endpoint: str, rev
         "ModelPromoted",
         f"models/{name}/versions/{version}",
         now,
-        {"endpoint": endpoint, "revision": revision, "before": row.value["champion_before"]},
+        {
+            "pipeline": name,
+            "version": version,
+            "endpoint": endpoint,
+            "revision": revision,
+            "before": row.value["champion_before"],
+        },
         cause=_cause(row.value),
     )
+    told = [promoted]
+    if row.value.get("rollback"):
+        told.append(_rolled_back(endpoint, revision, row.value, row.value["previous"], "asked for", now))
     books.change(
         ports.ledger,
         endpoint_partition(endpoint),
         "head",
         lambda value: {**value, "state": "live"} if value["revision"] == revision else None,
-        lambda _: [outbox.entry(promoted)],
+        lambda _: [outbox.entry(each) for each in told],
     )
     outbox.flush(ports, endpoint_partition(endpoint))
     return {"state": "live", "reason": None}
@@ -161,23 +210,16 @@ def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str
         return {
             **value,
             "revision": revision + 1,
-            "token": f"{value['token']}-rolled-back",
+            "token": _undone(value["token"]),
             "deployments": value["previous"],
+            "undone": value["deployments"],
             "state": "live",
             "reason": reason,
             "written_at": now.isoformat(),
         }
 
     def told(value: Json) -> list[Insert]:
-        event = DomainEvent(
-            id_of("ModelRolledBack", endpoint, str(revision)),
-            "ModelRolledBack",
-            f"endpoints/{endpoint}",
-            now,
-            {"reason": reason, "revision": value["revision"]},
-            cause=_cause(value),
-        )
-        return [outbox.entry(event)]
+        return [outbox.entry(_rolled_back(endpoint, revision, value, value["undone"], reason, now))]
 
     books.change(ports.ledger, endpoint_partition(endpoint), "head", back, told)
     _tell_replicas(ports, endpoint)
@@ -185,25 +227,51 @@ def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str
     return {"state": "rolled_back", "reason": reason}
 
 
+def _rolled_back(
+    endpoint: str, revision: int, head: Json, undone: list[Json], reason: str, now: datetime
+) -> DomainEvent:
+    return DomainEvent(
+        id_of("ModelRolledBack", endpoint, str(revision)),
+        "ModelRolledBack",
+        f"endpoints/{endpoint}",
+        now,
+        {
+            "pipeline": head["pipeline"],
+            "endpoint": endpoint,
+            "revision": head["revision"],
+            # What answers now, and what does no more; null: nothing.
+            "version": _version(head["deployments"]),
+            "rolled_back": _version(undone),
+            "reason": reason,
+        },
+        cause=_cause(head),
+    )
+
+
+def _version(deployments: list[Json]) -> int | None:
+    return deployments[0]["version"] if deployments else None
+
+
 def _cause(head: Json) -> Cause | None:
     return from_builtins(Cause, head["cause"]) if head.get("cause") else None
 
 
-def by_hand(ports: Ports, name: str, version: int | None) -> Json:
-    """The deployment flow that a person asks for: of that version, or (None) of the champion before this one."""
+def by_hand(ports: Ports, name: str, version: int | None, *, token: str, cause: Cause) -> Json:
+    """The deployment flow that somebody asks for: of that version, or (None) of the champion before this one.
+
+    `token` names the request: the flow is made of it, and deploys once however often it is started.
+    """
     books.pipeline(ports.ledger, name)
-    alias = ports.registry.alias(name, CHAMPION)
+    back = version is None
     if version is None:
+        alias = ports.registry.alias(name, CHAMPION)
         earlier = [each for each in (alias.history if alias else ()) if alias and each != alias.version]
         if not earlier:
             raise Refused(f"there is no earlier champion of {name!r} to roll back to", pipeline=name)
         version = earlier[-1]
     ports.registry.get(name, version)
-    moves = len(alias.history) if alias else 0
-    row = ports.ledger.get(endpoint_partition(name), "head")
-    asked = f"{row.value['revision'] if row else 0}-{moves}"
     return {
         "flow": "deploy",
-        "id": f"deploy-{name}-v{version}-{asked}",
-        "input": {"pipeline": name, "version": version},
+        "id": f"deploy-{name}-v{version}-{id_of(token)}",
+        "input": {"pipeline": name, "version": version, "cause": to_builtins(cause), "rollback": back},
     }

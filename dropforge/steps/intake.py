@@ -9,102 +9,26 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dropforge.domain.arrivals import Arrival, ArrivalState, arrival_id
-from dropforge.domain.blobs import BlobRef, normal_etag, parse_url
-from dropforge.domain.causes import Cause, furthest
+from dropforge.domain.arrivals import Arrival, ArrivalState
+from dropforge.domain.causes import furthest
 from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion, Manifest, Source
 from dropforge.domain.errors import BadFile, Conflict, NotFound
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
-from dropforge.ports import FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState
-from dropforge.steps import books, control, lanes, outbox
+from dropforge.ports import Delete, FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState
+from dropforge.steps import arrivals, books, control, lanes, outbox
+from dropforge.steps import reconcile as reconciling
+from dropforge.steps.arrivals import Decision
 from dropforge.steps.books import Pipeline
-from dropforge.wire import to_builtins, to_json
+from dropforge.wire import from_builtins, to_builtins, to_json
 
-LANE = "intake"
+# Said here too, because this is where whoever wakes, replays and reconciles looks for it.
+LANE = arrivals.LANE
+wake = arrivals.wake
+reconcile = reconciling.reconcile
 
-# A "created" event of these calls announces a name, not content: the content's own event follows.
-NAME_ONLY = {"CreateFile", "SftpCreate", "CreatePathFile"}
-
-
-# ------------------------------------------------------------------------------------------------ the door's step
-def record_blob_event(ports: Ports, event: Json, container: str, now: datetime) -> Json | None:
-    """Write down the arrival that a BlobCreated event announces, and name the flow that takes it in.
-
-    Returns None when there is nothing to take in: another kind of event, a name without content, or a folder that no
-    pipeline watches. The same write announced again is not written again, and names the same flow.
-    """
-    if event.get("eventType") != "Microsoft.Storage.BlobCreated":
-        return None
-    data = event.get("data") or {}
-    if data.get("api") in NAME_ONLY:
-        return None
-    ref = parse_url(str(data.get("url", "")))
-    pipeline = owner(books.pipelines(ports.ledger), ref) if ref.container == container else None
-    if pipeline is None:
-        return None
-    etag = normal_etag(str(data.get("eTag", "")))
-    return record_arrival(ports, pipeline, ref, etag, int(data.get("contentLength") or 0), now, "event")
-
-
-def record_arrival(
-    ports: Ports,
-    pipeline: Pipeline,
-    ref: BlobRef,
-    etag: str,
-    size_bytes: int,
-    now: datetime,
-    source: str,
-    cause: Cause | None = None,
-) -> Json | None:
-    """One ledger row per (url, etag); then the intake flow to start, or None when this write is dealt with already."""
-    arrival = Arrival(arrival_id(ref.url, etag), ref.url, etag, size_bytes, now, source, cause=cause)
-    if not books.insert_arrival(ports.ledger, pipeline.partition, arrival):
-        known = books.arrival(ports.ledger, pipeline.partition, arrival.id)
-        if known.state is not ArrivalState.PENDING:
-            return None
-    return wake(ports, pipeline)
-
-
-def wake(ports: Ports, pipeline: Pipeline, *, again: bool = False) -> Json | None:
-    """The intake flow to start, under an id that says which lane and epoch; `full` when it need not wait any longer.
-    None while the pipeline is paused: what waits is taken in when it goes on.
-
-    That is said once for a batch, and `again` by the sweep: who said it first may have died before the flow heard.
-    """
-    if control.is_paused(ports.ledger, pipeline.partition):
-        return None
-    epoch = lanes.enter(ports.ledger, pipeline.partition, LANE)
-    return {
-        "flow": "intake",
-        "id": f"intake-{pipeline.name}-{epoch}",
-        "input": {"pipeline": pipeline.name, "epoch": epoch},
-        "signal": "full" if _full(ports, pipeline, again) else None,
-    }
-
-
-def _full(ports: Ports, pipeline: Pipeline, again: bool) -> bool:
-    """Whether the next batch is full, and this caller is the first to say so (or says it `again`)."""
-    limit = pipeline.spec.batching.max_files
-    if len(ports.ledger.scan(pipeline.partition, "pending/", limit=limit)) < limit:
-        return False
-    head = books.head(ports.ledger, pipeline.partition)
-    batch = int(head.value["batch"]) + 1
-    if head.value["open"] is not None:
-        return False
-    if head.value["full"] == batch:
-        return again
-    try:
-        ports.ledger.commit(pipeline.partition, [Replace("head", {**head.value, "full": batch}, head.etag)])
-    except Conflict:
-        return False
-    return True
-
-
-def owner(pipelines: list[Pipeline], ref: BlobRef) -> Pipeline | None:
-    """The pipeline whose drop prefix is the longest that fits the path."""
-    fitting = [each for each in pipelines if ref.path.startswith(each.spec.dataset.drop)]
-    return max(fitting, key=lambda each: len(each.spec.dataset.drop), default=None)
+# Files that are looked at before what became of them is written down, in one commit.
+AT_ONCE = 20
 
 
 # ------------------------------------------------------------------------------------------------ the flow's steps
@@ -170,8 +94,8 @@ def cut_batch(ports: Ports, name: str, now: datetime) -> int | None:
         return number
 
 
-def check_batch(ports: Ports, name: str, number: int) -> Json:
-    """Check each file of the batch against the pipeline's rules: accepted, quarantined whole, or superseded.
+def check_batch(ports: Ports, name: str, number: int, now: datetime) -> Json:
+    """Check each file of the batch against the pipeline's rules: accepted, quarantined whole, superseded, or unchanged.
 
     Called again, it goes on with the files it has not decided yet. A file's verdict does not depend on that: files are
     looked at in path order, and each must fit the table and the files accepted before it.
@@ -179,10 +103,10 @@ def check_batch(ports: Ports, name: str, number: int) -> Json:
     pipeline = books.pipeline(ports.ledger, name)
     partition = pipeline.partition
     batch = books.batch(ports.ledger, partition, number)
-    arrivals = sorted((books.arrival(ports.ledger, partition, id_) for id_ in batch.arrivals), key=lambda a: a.url)
+    files = sorted((books.arrival(ports.ledger, partition, id_) for id_ in batch.arrivals), key=lambda a: a.url)
     if batch.state is BatchState.CUT:
-        arrivals = _decided(ports, pipeline, number, arrivals)
-        mine = tuple(each.id for each in arrivals if each.state is ArrivalState.ACCEPTED and each.batch == number)
+        files = _decided(ports, pipeline, number, files, now)
+        mine = tuple(each.id for each in files if each.state is ArrivalState.ACCEPTED and each.batch == number)
         value: Any = to_builtins(replace(batch, state=BatchState.CHECKED, accepted=mine))
         books.change(
             ports.ledger,
@@ -190,23 +114,50 @@ def check_batch(ports: Ports, name: str, number: int) -> Json:
             books.batch_key(number),
             lambda row: value if row["state"] == BatchState.CUT.value else None,
         )
-    counts = {state.value: sum(each.state is state for each in arrivals) for state in ArrivalState}
+    counts = {state.value: sum(each.state is state for each in files) for state in ArrivalState}
     return {"batch": number, **counts}
 
 
-def _decided(ports: Ports, pipeline: Pipeline, number: int, arrivals: list[Arrival]) -> list[Arrival]:
+def _decided(ports: Ports, pipeline: Pipeline, number: int, files: list[Arrival], now: datetime) -> list[Arrival]:
     """The arrivals, each of them looked at."""
     known = _known_columns(ports, pipeline.partition)
-    decided = []
-    for arrival in arrivals:
-        if arrival.state is ArrivalState.PENDING:
-            arrival = _checked(ports, pipeline, replace(arrival, batch=number), known)
-            books.put_arrival(ports.ledger, pipeline.partition, arrival, _news(pipeline, arrival))
-            outbox.flush(ports, pipeline.partition)
-        if arrival.state is ArrivalState.ACCEPTED:
-            known = _merged(known, arrival.columns)
-        decided.append(arrival)
+    decided, unsaved = [], list[Decision]()
+    with tempfile.TemporaryDirectory(prefix="dropforge-check-") as folder:
+        for arrival in files:
+            if arrival.state is ArrivalState.PENDING:
+                decision = _looked_at(
+                    ports, pipeline, replace(arrival, batch=number), known, Path(folder) / "drop", now
+                )
+                unsaved.append(decision)
+                arrival = decision.arrival
+            if arrival.state is ArrivalState.ACCEPTED:
+                known = _merged(known, arrival.columns)
+            decided.append(arrival)
+            if len(unsaved) >= AT_ONCE:
+                _save(ports, pipeline, unsaved)
+    _save(ports, pipeline, unsaved)
     return decided
+
+
+def _save(ports: Ports, pipeline: Pipeline, decided: list[Decision]) -> None:
+    """Write down what became of the arrivals, and tell of it. What a crash forgets is looked at again."""
+    arrivals.decide(ports, pipeline, decided)
+    if any(each.told for each in decided):
+        outbox.flush(ports, pipeline.partition)
+    decided.clear()
+
+
+def _looked_at(
+    ports: Ports, pipeline: Pipeline, arrival: Arrival, known: tuple[Column, ...], path: Path, now: datetime
+) -> Decision:
+    """What one look at the file decides. `path`: where the file may lie meanwhile."""
+    try:
+        _fetch(ports, arrival, path)
+    except (NotFound, Conflict) as error:
+        superseded = replace(arrival, state=ArrivalState.SUPERSEDED, reason=error.message)
+        return Decision(superseded, gone_at=now if isinstance(error, NotFound) else None)
+    checked = _checked(ports, pipeline, arrival, known, path)
+    return Decision(checked, tuple(_news(pipeline, checked)))
 
 
 def _known_columns(ports: Ports, partition: str) -> tuple[Column, ...]:
@@ -219,18 +170,15 @@ def _merged(known: tuple[Column, ...], more: tuple[Column, ...]) -> tuple[Column
     return known + tuple(each for each in more if each.name not in names)
 
 
-def _checked(ports: Ports, pipeline: Pipeline, arrival: Arrival, known: tuple[Column, ...]) -> Arrival:
+def _checked(ports: Ports, pipeline: Pipeline, arrival: Arrival, known: tuple[Column, ...], path: Path) -> Arrival:
     """The arrival as one look at its file leaves it; a quarantined file is kept with a report beside it."""
-    with tempfile.TemporaryDirectory(prefix="dropforge-check-") as folder:
-        path = Path(folder) / "drop"
-        try:
-            _fetch(ports, arrival, path)
-        except (NotFound, Conflict) as gone:
-            return replace(arrival, state=ArrivalState.SUPERSEDED, reason=gone.message)
-        arrival = replace(arrival, sha256=_sha256(path), size_bytes=path.stat().st_size)
-        check = ports.tables.check(path, books.rules(pipeline, known))
-        if check.problems:
-            return _quarantined(ports, pipeline, arrival, path, check)
+    arrival = replace(arrival, sha256=_sha256(path), size_bytes=path.stat().st_size)
+    holder = arrivals.held(ports, pipeline.partition, arrival)
+    if holder is not None:
+        return _unchanged(ports, pipeline.partition, arrival, holder)
+    check = ports.tables.check(path, books.rules(pipeline, known))
+    if check.problems:
+        return _quarantined(ports, pipeline, arrival, path, check)
     return replace(
         arrival,
         state=ArrivalState.ACCEPTED,
@@ -239,6 +187,15 @@ def _checked(ports: Ports, pipeline: Pipeline, arrival: Arrival, known: tuple[Co
         event_time_min=check.event_time_min,
         event_time_max=check.event_time_max,
     )
+
+
+def _unchanged(ports: Ports, partition: str, arrival: Arrival, holder: Arrival) -> Arrival:
+    """The arrival of bytes that the table holds already: nothing is appended, and it is said where they are."""
+    assert holder.batch is not None
+    version = books.batch(ports.ledger, partition, holder.batch).version
+    how = "as this name brought them before" if holder.url == arrival.url else f"from {holder.url}, which was renamed"
+    reason = f"these bytes are in dataset version {version} already, {how}"
+    return replace(arrival, state=ArrivalState.UNCHANGED, reason=reason)
 
 
 def _fetch(ports: Ports, arrival: Arrival, path: Path) -> None:
@@ -306,8 +263,9 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
         ports.ledger.commit(partition, [Replace(row.key, to_builtins(empty), row.etag)])
         return empty
     name, parent = partition.removeprefix("p."), int(head.value["version"])
-    arrivals = [books.arrival(ports.ledger, partition, id_) for id_ in batch.accepted]
-    manifest = Manifest(name, parent + 1, batch.number, parent or None, tuple(map(_source, arrivals)))
+    files = {id_: books.arrival(ports.ledger, partition, id_) for id_ in batch.arrivals}
+    accepted = [files[id_] for id_ in batch.accepted]
+    manifest = Manifest(name, parent + 1, batch.number, parent or None, tuple(map(_source, accepted)))
     artifact = f"datasets/{name}/{parent + 1:08d}/manifest.json"
     version = DatasetVersion(
         dataset=name,
@@ -317,13 +275,13 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
         table_version=table.version,
         manifest=artifact,
         manifest_sha256=ports.artifacts.put(artifact, to_json(manifest)),
-        files=len(arrivals),
-        rows=sum(each.rows or 0 for each in arrivals),
+        files=len(accepted),
+        rows=sum(each.rows or 0 for each in accepted),
         total_rows=table.rows,
         columns=table.columns,
         created_at=now,
-        quarantined=len(batch.arrivals) - len(arrivals),
-        cause=furthest(each.cause for each in arrivals),
+        quarantined=sum(each.state is ArrivalState.QUARANTINED for each in files.values()),
+        cause=furthest(each.cause for each in accepted),
     )
     versioned = replace(batch, state=BatchState.VERSIONED, version=version.version)
     ports.ledger.commit(
@@ -347,7 +305,13 @@ def _news(pipeline: Pipeline, arrival: Arrival) -> list[Insert]:
         type="FileQuarantined",
         subject=f"pipelines/{pipeline.name}/arrivals/{arrival.id}",
         at=arrival.arrived_at,
-        data={"url": arrival.url, "reason": arrival.reason, "report": arrival.report},
+        data={
+            "pipeline": pipeline.name,
+            "arrival": arrival.id,
+            "url": arrival.url,
+            "reason": arrival.reason,
+            "report": arrival.report,
+        },
         cause=arrival.cause,
     )
     return [outbox.entry(event)]
@@ -396,9 +360,9 @@ def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Tabl
                 if _sha256(path) != arrival.sha256:
                     raise Conflict(f"{arrival.url} changed after it was checked, under an equal etag")
             except (NotFound, Conflict) as gone:
-                books.put_arrival(
-                    ports.ledger, partition, replace(arrival, state=ArrivalState.SUPERSEDED, reason=gone.message)
-                )
+                # It never got into the table, so nothing that is in there is gone.
+                superseded = replace(arrival, state=ArrivalState.SUPERSEDED, reason=gone.message, gone_at=None)
+                books.put_arrival(ports.ledger, partition, superseded, [Delete(arrivals.gone_key(arrival))])
                 continue
             files.append(TableFile(path, arrival.id, arrival.arrived_at))
         kept = tuple(file.source for file in files)
@@ -429,7 +393,16 @@ def _versioned(version: DatasetVersion) -> DomainEvent:
         type="DatasetVersioned",
         subject=f"datasets/{version.dataset}/versions/{version.version}",
         at=version.created_at,
-        data={"files": version.files, "rows": version.rows, "manifest": version.manifest},
+        data={
+            # A pipeline has one dataset, of its own name.
+            "pipeline": version.dataset,
+            "version": version.version,
+            "files": version.files,
+            "quarantined": version.quarantined,
+            "rows": version.rows,
+            "total_rows": version.total_rows,
+            "manifest": version.manifest,
+        },
         cause=version.cause,
     )
 
@@ -453,25 +426,33 @@ def replay(ports: Ports, name: str, arrival: str | None, now: datetime) -> Json:
     """Put quarantined files back in line: one, or all. They are checked again by the rules as they are now."""
     pipeline = books.pipeline(ports.ledger, name)
     chosen = [arrival] if arrival else quarantined(ports, name)
-    put_back = []
-    for id_ in chosen:
-        known = books.arrival(ports.ledger, pipeline.partition, id_)
-        if known.state is not ArrivalState.QUARANTINED:
+    files = {id_: books.arrival(ports.ledger, pipeline.partition, id_).replays for id_ in chosen}
+    done = [id_ for id_, replays in files.items() if put_back(ports, pipeline.partition, id_, replays, now)]
+    return {"replayed": done, "start": wake(ports, pipeline) if done else None}
+
+
+def put_back(ports: Ports, partition: str, id_: str, replays: int, now: datetime) -> bool:
+    """Put a quarantined file back in line that has been put back `replays` times before; whether it was. Once only: had
+    it been put back and come to quarantine again since, it has been put back more often."""
+    while True:
+        row = ports.ledger.get(partition, f"arrival/{id_}")
+        if row is None:
+            raise NotFound(f"no arrival {id_!r}", arrival=id_)
+        known = from_builtins(Arrival, row.value)
+        if known.state is not ArrivalState.QUARANTINED or known.replays != replays:
+            return False
+        again = replace(known, state=ArrivalState.PENDING, batch=None, reason=None, arrived_at=now, replays=replays + 1)
+        try:
+            ports.ledger.commit(
+                partition,
+                [
+                    Replace(row.key, to_builtins(again), row.etag),
+                    Insert(books.pending_key(again), {"id": id_, "arrived_at": now.isoformat()}),
+                ],
+            )
+        except Conflict:
             continue
-        again = replace(
-            known, state=ArrivalState.PENDING, batch=None, reason=None, arrived_at=now, replays=known.replays + 1
-        )
-        row = ports.ledger.get(pipeline.partition, f"arrival/{id_}")
-        assert row is not None
-        ports.ledger.commit(
-            pipeline.partition,
-            [
-                Replace(row.key, to_builtins(again), row.etag),
-                Insert(books.pending_key(again), {"id": id_, "arrived_at": now.isoformat()}),
-            ],
-        )
-        put_back.append(id_)
-    return {"replayed": put_back, "start": wake(ports, pipeline) if put_back else None}
+        return True
 
 
 def quarantined(ports: Ports, name: str) -> list[str]:
@@ -480,25 +461,14 @@ def quarantined(ports: Ports, name: str) -> list[str]:
     return [row.value["id"] for row in rows if row.value["state"] == ArrivalState.QUARANTINED.value]
 
 
-def sweep(ports: Ports, container: str, now: datetime) -> list[Json]:
-    """Find files whose event never came, and flows that should live and do not: the flows to start.
+def sweep(ports: Ports) -> list[Json]:
+    """The flows that should live and may not: a crash can come between the writing down and the start.
 
     A flow that lives already is started again in vain: "already there" is success.
     """
     flows = []
-    pipelines = books.pipelines(ports.ledger)
-    for pipeline in pipelines:
-        for drop in ports.drops.list(container, pipeline.spec.dataset.drop):
-            ref = parse_url(drop.url)
-            if owner(pipelines, ref) is not pipeline:
-                continue
-            etag = normal_etag(drop.etag)
-            if ports.ledger.get(pipeline.partition, f"arrival/{arrival_id(ref.url, etag)}") is None:
-                record_arrival(ports, pipeline, ref, etag, drop.size_bytes, now, "sweep")
-        if ports.ledger.scan(pipeline.partition, "pending/", limit=1) or _alive(ports, pipeline, LANE):
+    for pipeline in books.pipelines(ports.ledger):
+        waits = ports.ledger.scan(pipeline.partition, "pending/", limit=1)
+        if waits or lanes.live_epoch(ports.ledger, pipeline.partition, LANE) is not None:
             flows.append(wake(ports, pipeline, again=True))
     return [flow for flow in flows if flow is not None]
-
-
-def _alive(ports: Ports, pipeline: Pipeline, lane: str) -> bool:
-    return lanes.live_epoch(ports.ledger, pipeline.partition, lane) is not None

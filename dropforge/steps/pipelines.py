@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,14 @@ MAX_FILES = 2_000
 MAX_BYTES = 50 * 1024**2
 
 
-def apply(ports: Ports, name: str, bundle: bytes, now: datetime) -> Json:
+def apply(
+    ports: Ports, name: str, bundle: bytes, now: datetime, check: Callable[[int | None], None] = lambda _: None
+) -> Json:
     """Make the pipeline what the bundle (a zip of its folder) says. The same bundle again changes nothing.
 
-    Raises `BadInput` when the bundle is no such folder and `BadSpec` when its `pipeline.yaml` is wrong. The flows to
-    start come back: files may have been waiting, and new code is trained on the data that is there.
+    Raises `BadInput` when the bundle is no such folder and `BadSpec` when its `pipeline.yaml` is wrong; and whatever
+    `check` raises, which is given the revision that is there at that moment, or None. The flows to start come back:
+    files may have been waiting, and new code is trained on the data that is there.
     """
     checked_name(name, "pipeline")
     files = _unpacked(bundle)
@@ -48,6 +52,8 @@ def apply(ports: Ports, name: str, bundle: bytes, now: datetime) -> Json:
     key = f"pipeline/{name}"
     while True:
         row = ports.ledger.get(books.PIPELINES, key)
+        check(row.value["revision"] if row is not None else None)
+        made = row is None
         if row is not None and row.value["code_sha256"] == code_sha256:
             break
         value: Json = {
@@ -66,7 +72,7 @@ def apply(ports: Ports, name: str, bundle: bytes, now: datetime) -> Json:
             continue
         break
     applied = books.pipeline(ports.ledger, name)
-    return {"revision": applied.revision, "start": waiting(ports, applied)}
+    return {"revision": applied.revision, "made": made, "start": waiting(ports, applied)}
 
 
 def resume(ports: Ports, name: str) -> list[Json]:

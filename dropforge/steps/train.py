@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from dropforge.domain.causes import Cause
 from dropforge.domain.datasets import DatasetVersion
-from dropforge.domain.errors import BadInput, Conflict, NotFound, RunFailed
+from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, RunFailed
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.gate import Action, decide
-from dropforge.domain.models import CHAMPION, Lineage
+from dropforge.domain.limits import Limits, Started, held
+from dropforge.domain.models import Lineage
 from dropforge.domain.names import NAME, id_of
-from dropforge.domain.runs import (
-    ENDED,
-    ChampionRef,
-    EvaluationPlan,
-    RunOutcome,
-    RunRecord,
-    RunResult,
-    RunSpec,
-    RunState,
-)
+from dropforge.domain.runs import ENDED, RunOutcome, RunRecord, RunResult, RunSpec, RunState
 from dropforge.domain.verdicts import Evidence, Verdict, judge, summary
-from dropforge.ports import Insert, Json, Ports, Replace, Row
+from dropforge.ports import Insert, Json, Ports, Replace, Row, Write
 from dropforge.settings import Settings
-from dropforge.steps import books, control, lanes, outbox
+from dropforge.steps import asked, books, control, lanes, outbox
+from dropforge.steps.asked import EVALUATE, TRAIN
 from dropforge.steps.books import Pipeline
+from dropforge.steps.run_specs import run_spec
 from dropforge.wire import from_builtins, from_json, to_builtins
 
 LANE = "train"
-DAY = timedelta(days=1)
 
 
 def run_key(run: str) -> str:
@@ -79,11 +74,21 @@ def wake_training(ports: Ports, name: str, *, changed: bool = False) -> Json | N
 
 def _wanted(ports: Ports, pipeline: Pipeline) -> bool:
     head = books.head(ports.ledger, pipeline.partition).value
-    if head["run"] is not None:
-        return True
-    if control.is_paused(ports.ledger, pipeline.partition):
-        return False
-    return bool(head["version"] and head["considered"] != [head["version"], pipeline.training_key])
+    return head["run"] is not None or bool(_waiting(ports, pipeline, head))
+
+
+def _waiting(ports: Ports, pipeline: Pipeline, head: Json) -> list[Json]:
+    """The runs that are wanted and that nobody holds, in their order: those that were asked for, then what is new."""
+    holds = control.read(ports.ledger, pipeline.partition)
+    if holds["paused"] is not None or not head["version"]:
+        return []
+    broken = holds["breaker"] is not None
+    line = [each for each in head.get("asked", []) if not (broken and each["kind"] == TRAIN)]
+    is_new = head["considered"] != [head["version"], pipeline.training_key]
+    # A training that was asked for takes in what is new.
+    if is_new and not broken and not any(each["kind"] == TRAIN for each in line):
+        line.append({"key": None, "kind": TRAIN, "version": None})
+    return line
 
 
 def sweep(ports: Ports) -> list[Json]:
@@ -122,6 +127,50 @@ def leave_training(ports: Ports, name: str, epoch: int) -> bool:
     return lanes.leave(ports.ledger, books.partition_of(name), LANE, epoch, more)
 
 
+# ------------------------------------------------------------------------------------------------ asking for a run
+def ask(ports: Ports, name: str, token: str, cause: Cause, now: datetime) -> Json:
+    """Train on the newest dataset version, also when it has been trained on: `{"request", "run", "state", "waits_for",
+    "start": [flows]}`.
+
+    The same `token` again is the same request. Who asks while another training waits joins it (`joined`); the run is of
+    the data that is newest when it starts. Over budget or in the cool-down the request waits; `run` is None until it
+    starts. Raises `Refused` when the pipeline is held, has no data, or the cause came round too often.
+    """
+    return _ask(ports, name, TRAIN, None, token, cause, now)
+
+
+def ask_evaluation(ports: Ports, name: str, version: int | None, token: str, cause: Cause, now: datetime) -> Json:
+    """Measure a model version (None: the newest) against the champion on the newest dataset version; the champion itself
+    against the constant baseline. The verdict is recorded with the run; nothing is registered or promoted.
+
+    As `ask`, but an open breaker does not hold it. Raises `NotFound` for a version there is none of.
+    """
+    return _ask(ports, name, EVALUATE, version, token, cause, now)
+
+
+def _ask(ports: Ports, name: str, kind: str, version: int | None, token: str, cause: Cause, now: datetime) -> Json:
+    pipeline = books.pipeline(ports.ledger, name)
+    request, found = asked.put(ports, pipeline, kind, version, token, cause, now)
+    flow = wake_training(ports, name)
+    return {
+        "request": request,
+        "run": found["run"],
+        "state": "joined" if found["joined"] else "accepted",
+        "waits_for": None if found["run"] is not None else _waits_for(ports, pipeline, now, trains=kind == TRAIN),
+        "start": [flow] if flow is not None else [],
+    }
+
+
+def _waits_for(ports: Ports, pipeline: Pipeline, now: datetime, *, trains: bool) -> str | None:
+    """What a run that was asked for waits for, if it is known."""
+    live = books.head(ports.ledger, pipeline.partition).value["run"]
+    if live is not None:
+        return f"run {live} goes first"
+    limit = held(limits_of(pipeline), _started(ports, pipeline), now, trains=trains)
+    return f"budget.{limit.by} holds it until {limit.until.isoformat()}" if limit is not None else None
+
+
+# ------------------------------------------------------------------------------------------------ planning
 def plan_run(ports: Ports, name: str, settings: Settings, now: datetime) -> Json:
     """What the training flow should do: `run` a run, `wait` until a time (over budget), or nothing (`none`).
 
@@ -132,88 +181,113 @@ def plan_run(ports: Ports, name: str, settings: Settings, now: datetime) -> Json
         head = books.head(ports.ledger, pipeline.partition)
         if head.value["run"] is not None:
             return {"action": "run", "run": head.value["run"], "poll_seconds": settings.run_poll_seconds}
-        if not _wanted(ports, pipeline):
+        waiting = _waiting(ports, pipeline, head.value)
+        if not waiting:
             return {"action": "none"}
         try:
-            return _plan(ports, pipeline, head, settings, now)
+            return _plan(ports, pipeline, head, waiting, settings, now)
         except Conflict:
             continue  # somebody else planned; look again
 
 
-def _plan(ports: Ports, pipeline: Pipeline, head: Row, settings: Settings, now: datetime) -> Json:
+def _plan(ports: Ports, pipeline: Pipeline, head: Row, waiting: list[Json], settings: Settings, now: datetime) -> Json:
+    """The first of them that may start now, or when one may."""
     version = books.dataset_version(ports.ledger, pipeline.partition, int(head.value["version"]))
-    considered = {**head.value, "considered": [version.version, pipeline.training_key]}
-    known = ports.ledger.get(pipeline.partition, run_key(_run_id(pipeline, version)))
+    before, until = _started(ports, pipeline), []
+    for wanted in waiting:
+        if wanted["key"] is None and not _worth_it(ports, pipeline, version, settings, now):
+            considered = {**head.value, "considered": [version.version, pipeline.training_key]}
+            ports.ledger.commit(pipeline.partition, [Replace("head", considered, head.etag)])
+            return {"action": "none"}
+        limit = held(limits_of(pipeline), before, now, trains=wanted["kind"] == TRAIN)
+        if limit is None:
+            run = _start(ports, pipeline, head, version, wanted, settings, now)
+            return {"action": "run", "run": run, "poll_seconds": settings.run_poll_seconds}
+        until.append(limit.until)
+    return {"action": "wait", "until": min(until).isoformat()}
+
+
+def _worth_it(ports: Ports, pipeline: Pipeline, version: DatasetVersion, settings: Settings, now: datetime) -> bool:
+    """Whether what is new is trained on by itself."""
     # A run of that id means: trained on with this code before (the code was changed, and changed back).
-    if known is not None or version.total_rows < pipeline.spec.training.min_rows:
-        ports.ledger.commit(pipeline.partition, [Replace("head", considered, head.etag)])
-        return {"action": "none"}
-    until = _budget_free_at(ports, pipeline, now)
-    if until is not None:
-        return {"action": "wait", "until": until.isoformat()}
-    planned = _planned(ports, pipeline, version, settings, now)
-    run = planned.spec.run
-    ports.ledger.commit(
-        pipeline.partition,
-        [Replace("head", {**considered, "run": run}, head.etag), Insert(run_key(run), to_builtins(planned))],
+    if ports.ledger.get(pipeline.partition, run_key(_run_id(pipeline, version))) is not None:
+        return False
+    if version.total_rows < pipeline.spec.training.min_rows:
+        return False
+    try:
+        control.admit(ports, pipeline.name, version.cause, now, settings.max_hops)
+    except Refused:
+        return False
+    return True
+
+
+def _start(
+    ports: Ports,
+    pipeline: Pipeline,
+    head: Row,
+    version: DatasetVersion,
+    wanted: Json,
+    settings: Settings,
+    now: datetime,
+) -> str:
+    """The run, planned in one commit with the head that names it and the request that it answers."""
+    partition, key = pipeline.partition, wanted["key"]
+    run = _run_id(pipeline, version) if key is None else _asked_run_id(ports, pipeline, version, key)
+    batch = books.batch(ports.ledger, partition, version.batch)
+    planned = RunRecord(
+        run_spec(ports, pipeline, version, run, settings, wanted["version"]),
+        planned_at=now,
+        due_at=batch.due_at,
+        newest_at=batch.newest_at,
+        cause=version.cause if key is None else from_builtins(Cause, wanted["cause"]),
     )
-    return {"action": "run", "run": run, "poll_seconds": settings.run_poll_seconds}
+    after: Json = {**head.value, "run": run}
+    if wanted["kind"] == TRAIN:
+        after["considered"] = [version.version, pipeline.training_key]
+    writes: list[Write] = [Insert(run_key(run), to_builtins(planned))]
+    if key is not None:
+        after["asked"] = [each for each in head.value["asked"] if each["key"] != key]
+        row = ports.ledger.get(partition, key)
+        assert row is not None
+        writes.append(Replace(key, {**row.value, "run": run}, row.etag))
+    ports.ledger.commit(partition, [Replace("head", after, head.etag), *writes])
+    return run
 
 
-def _budget_free_at(ports: Ports, pipeline: Pipeline, now: datetime) -> datetime | None:
-    """None when the day's budget allows another run; otherwise when it will."""
+def limits_of(pipeline: Pipeline) -> Limits:
+    """The pipeline's budget."""
     budget = pipeline.spec.budget
-    recent = [each for each in records(ports, pipeline.name) if each.planned_at > now - DAY]
-    minutes = sum(each.seconds or 0.0 for each in recent) / 60
-    if len(recent) < budget.runs_per_day and minutes < budget.training_minutes_per_day:
-        return None
-    return min(each.planned_at for each in recent) + DAY if recent else now + DAY
+    return Limits(budget.runs_per_day, budget.training_minutes_per_day, budget.cool_down, budget.max_failures)
+
+
+def started(found: RunRecord) -> Started:
+    """A run as the budget counts it."""
+    return Started(found.planned_at, (_seconds(found) or 0.0) / 60, found.spec.challenger is None)
+
+
+def _started(ports: Ports, pipeline: Pipeline) -> list[Started]:
+    return [started(each) for each in records(ports, pipeline.name)]
+
+
+def _seconds(found: RunRecord) -> float | None:
+    """What a run took: as its node says, or, when it left nothing to say so, as the compute does."""
+    if found.seconds is None and found.started_at is not None and found.ended_at is not None:
+        return (found.ended_at - found.started_at).total_seconds()
+    return found.seconds
 
 
 def _run_id(pipeline: Pipeline, version: DatasetVersion) -> str:
     return f"{pipeline.name}-{version.version}-{pipeline.training_key[:6]}"
 
 
-def _planned(ports: Ports, pipeline: Pipeline, version: DatasetVersion, settings: Settings, now: datetime) -> RunRecord:
-    spec, batch = pipeline.spec, books.batch(ports.ledger, pipeline.partition, version.batch)
-    champion = None
-    alias = ports.registry.alias(pipeline.name, CHAMPION)
-    if alias is not None:
-        model = ports.registry.get(pipeline.name, alias.version)
-        champion = ChampionRef(model.model, model.version, model.artifact, model.sha256)
-    label = spec.dataset.label
-    if label is None:
-        # Without a word about it, the last column of the first file is the label.
-        own = [each.name for each in version.columns if not each.name.startswith("_")]
-        label = own[-1]
-    run = RunSpec(
-        run=_run_id(pipeline, version),
-        pipeline=pipeline.name,
-        dataset=version.dataset,
-        dataset_version=version.version,
-        table_uri=version.table_uri,
-        table_version=version.table_version,
-        code=pipeline.code,
-        code_sha256=pipeline.code_sha256,
-        command=tuple(spec.training.command),
-        label=label,
-        event_time=spec.dataset.event_time,
-        features=tuple(spec.training.features),
-        evaluation=EvaluationPlan(
-            metric=spec.evaluation.metric,
-            block=spec.evaluation.block,
-            holdout_blocks=spec.evaluation.holdout_blocks,
-            slices=tuple(spec.evaluation.slices),
-        ),
-        seed=spec.training.seed,
-        timeout_seconds=int(spec.training.compute.timeout.total_seconds()),
-        parameters=dict(spec.training.parameters),
-        environment=dict(spec.training.environment),
-        compute=spec.training.compute.model_dump(mode="json"),
-        champion=champion,
-        tracking_uri=settings.tracking_uri,
-    )
-    return RunRecord(run, planned_at=now, due_at=batch.due_at, newest_at=batch.newest_at, cause=version.cause)
+def _asked_run_id(ports: Ports, pipeline: Pipeline, version: DatasetVersion, key: str) -> str:
+    """The id of a run that was asked for; six digits may be taken, so the next is tried."""
+    attempt = 0
+    while True:
+        run = f"{pipeline.name}-{version.version}-{id_of(pipeline.training_key, key, str(attempt))[:6]}"
+        if ports.ledger.get(pipeline.partition, run_key(run)) is None:
+            return run
+        attempt += 1
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -226,21 +300,26 @@ def submit_run(ports: Ports, pipeline: str, run: str) -> None:
         ports.compute.submit(found.spec)
     except BadInput as error:
         _put(ports, replace(found, state=RunState.FAILED, reason=error.message, outcome=RunOutcome.NO_MODEL))
+    else:
+        # Whoever cancels writes that down before he looks for the run a second time: one of the two finds the other.
+        if record(ports, pipeline, run).state is RunState.CANCELLED:
+            ports.compute.cancel(run)
 
 
 def check_run(ports: Ports, pipeline: str, run: str, now: datetime) -> bool:
     """Look at the run; whether it has ended."""
     found = record(ports, pipeline, run)
-    if found.state in ENDED:
+    if found.state in ENDED and found.ended_at is not None:
         return True
     try:
         status = ports.compute.status(run)
     except NotFound:
-        ended = replace(
-            found, state=RunState.FAILED, reason="the compute does not know this run any more", ended_at=now
-        )
-        _put(ports, ended)
+        if found.state not in ENDED:
+            reason = "the compute does not know this run any more"
+            _put(ports, replace(found, state=RunState.FAILED, reason=reason, ended_at=now))
         return True
+    if found.state in ENDED and status.state not in ENDED:
+        return False  # it was cancelled while it was being started, and goes down
     _put(
         ports,
         replace(
@@ -255,9 +334,17 @@ def check_run(ports: Ports, pipeline: str, run: str, now: datetime) -> bool:
 
 
 def cancel_run(ports: Ports, pipeline: str, run: str) -> None:
-    """End a run; the pipeline goes on without its model. No effect on a run that has ended."""
-    if record(ports, pipeline, run).state not in ENDED:
+    """End a run, also one that has not reached the compute yet; the pipeline goes on without its model. No effect on a
+    run that has ended."""
+    found = record(ports, pipeline, run)
+    if found.state in ENDED:
+        return
+    try:
         ports.compute.cancel(run)
+    except NotFound:
+        _put(ports, replace(found, state=RunState.CANCELLED, reason="cancelled before it started"))
+        with suppress(NotFound):
+            ports.compute.cancel(run)
 
 
 def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json:
@@ -272,8 +359,15 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
     try:
         result = ports.compute.result(run)
     except (RunFailed, NotFound) as error:
-        state = found.state if found.state in (RunState.FAILED, RunState.CANCELLED) else RunState.FAILED
-        failed = replace(found, state=state, reason=error.message, decision="none", outcome=RunOutcome.NO_MODEL)
+        ended = found.state in (RunState.FAILED, RunState.CANCELLED)
+        failed = replace(
+            found,
+            state=found.state if ended else RunState.FAILED,
+            reason=found.reason if ended and found.reason else error.message,
+            seconds=_seconds(found),
+            decision="none",
+            outcome=RunOutcome.NO_MODEL,
+        )
         return _decided(_put(ports, failed))
     evidence = from_json(Evidence, ports.artifacts.read(result.evidence))
     verdict = judge(
@@ -282,16 +376,21 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
         min_improvement=pipeline.spec.gate.min_improvement,
         seed=found.spec.seed,
     )
-    decision = decide(verdict, books.policy(pipeline), first=found.spec.champion is None)
-    version = ports.registry.register(
-        pipeline_name, result.model, _lineage(ports, pipeline, found.spec, result, verdict), now
-    )
     judged = replace(
         found,
         seconds=result.seconds,
         metrics=result.metrics,
         verdict=to_builtins(verdict),
         verdict_summary=summary(verdict),
+    )
+    if found.spec.challenger is not None:
+        return _decided(_put(ports, _measured(judged, found.spec.challenger.version)))
+    decision = decide(verdict, books.policy(pipeline), first=found.spec.champion is None)
+    version = ports.registry.register(
+        pipeline_name, result.model, _lineage(ports, pipeline, found.spec, result, verdict), now
+    )
+    judged = replace(
+        judged,
         decision=decision.action.value,
         decision_reason=decision.reason,
         model_version=version.version,
@@ -301,6 +400,12 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
     _put(ports, judged, [outbox.entry(told)])
     outbox.flush(ports, pipeline.partition)
     return _decided(judged)
+
+
+def _measured(judged: RunRecord, version: int) -> RunRecord:
+    """A run that only measures: its verdict is recorded, and that is all."""
+    reason = f"Version {version} was measured because somebody asked for it; nothing is promoted."
+    return replace(judged, decision="evaluated", decision_reason=reason, model_version=version)
 
 
 def _decided(found: RunRecord) -> Json:
@@ -333,6 +438,9 @@ def conclude_run(ports: Ports, pipeline: str, run: str, outcome: str | None, now
     if outcome is not None:
         live_at = now if outcome == RunOutcome.PROMOTED.value and found.live_at is None else found.live_at
         found = _put(ports, replace(found, outcome=RunOutcome(outcome), live_at=live_at))
+    # Before the pipeline is free for the next: what opens the breaker must hold it.
+    if found.spec.challenger is None and found.state is not RunState.CANCELLED:
+        control.count_run(ports, pipeline, run, found.outcome is RunOutcome.NO_MODEL, found.reason, now)
     books.change(
         ports.ledger,
         books.partition_of(pipeline),
@@ -345,5 +453,15 @@ def conclude_run(ports: Ports, pipeline: str, run: str, outcome: str | None, now
 
 def _event(kind: str, subject: str, record: RunRecord, now: datetime) -> DomainEvent:
     run = record.spec.run
-    data: Json = {"run": run, "outcome": record.outcome.value if record.outcome else None}
+    data: Json = {
+        "pipeline": record.spec.pipeline,
+        "run": run,
+        "dataset_version": record.spec.dataset_version,
+        "state": record.state.value,
+        "reason": record.reason,
+        "verdict": record.verdict_summary,
+        "decision": record.decision,
+        "model_version": record.model_version,
+        "outcome": record.outcome.value if record.outcome else None,
+    }
     return DomainEvent(id_of(kind, run), kind, subject, now, data, cause=record.cause)

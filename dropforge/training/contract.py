@@ -48,6 +48,8 @@ class NodeSpec:
     champion_model: str | None
     output_dir: str
     work_dir: str
+    # The ONNX file that is measured, when `run.challenger` is set; then no command is run.
+    challenger_model: str | None = None
 
 
 @dataclass(frozen=True)

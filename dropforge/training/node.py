@@ -1,4 +1,5 @@
-"""One training run on this machine: dataset version in; model, metrics and evidence out."""
+"""One training run on this machine: dataset version in; model, metrics and evidence out. Or, for a run with a challenger,
+nothing is trained: that model is measured as a new one would be."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 
 from dropforge import wire
 from dropforge.domain.errors import BadInput
-from dropforge.domain.runs import RunSpec, RunState
+from dropforge.domain.runs import ChampionRef, RunSpec, RunState
 from dropforge.domain.verdicts import LOWER_IS_BETTER, Evidence
 from dropforge.training import evidence, facts, labels
 from dropforge.training.command import Cancelled, Ended, cancel_on_signals, run_command, shown
@@ -84,7 +86,7 @@ class Node:
 
     def __init__(self, spec: NodeSpec) -> None:
         self.spec: RunSpec = spec.run
-        self.champion_model = spec.champion_model
+        self.champion_model, self.challenger_model = spec.champion_model, spec.challenger_model
         self.code, self.work, self.output = Path(spec.code_dir), Path(spec.work_dir), Path(spec.output_dir)
         self.command_seconds = 0.0
         self.model_sha256: str | None = None
@@ -106,7 +108,10 @@ class Node:
             *(parts.unlabelled_rows, f"; {parts.note}" if parts.note else ""),
         )
         tracking.prepare()
-        self._train(parts.train, roles, metric)
+        if self.spec.challenger is None:
+            self._train(parts.train, roles, metric)
+        else:
+            shutil.copyfile(str(self.challenger_model), self.output / MODEL)
         self._score(parts, roles, metric, target)
         tracking.log(self.spec, self.metrics, self._tags(metric), self.output)
 
@@ -116,14 +121,8 @@ class Node:
             raise NodeFailed(ExitCode.SPEC_WRONG, "training.command is empty; wanted for instance `python train.py`")
         if not self.code.is_dir():
             raise NodeFailed(ExitCode.SPEC_WRONG, f"there is no code folder {self.code}")
-        champion = self.spec.champion
-        if champion is not None:
-            path = Path(self.champion_model or "")
-            if not path.is_file() or _sha256(path) != champion.sha256:
-                raise NodeFailed(
-                    ExitCode.SPEC_WRONG,
-                    f"the champion {champion.model} v{champion.version} is not the file at {self.champion_model}",
-                )
+        _check_given("champion", self.spec.champion, self.champion_model)
+        _check_given("challenger", self.spec.challenger, self.challenger_model)
         for folder in (self.work, self.output):
             folder.mkdir(parents=True, exist_ok=True)
         for name in (MODEL, METRICS, EVIDENCE, RESULT):
@@ -205,15 +204,19 @@ class Node:
         )
 
     def _challenger(self, parts: Split, roles: Roles, target: Target) -> Answers:
+        given = self.spec.challenger
+        name = "the new model" if given is None else f"{given.model} v{given.version}"
+        # One that was trained before may have seen other columns than are asked for now.
+        allowed = roles.features if given is None else _columns(parts, roles)
         try:
-            answers = _answers(self.output / MODEL, parts, roles, target, allowed=roles.features)
+            answers = _answers(self.output / MODEL, parts, roles, target, allowed=allowed)
         except ModelUnusable as error:
-            raise NodeFailed(ExitCode.MODEL_UNUSABLE, f"the new model cannot be used: {error}") from error
+            raise NodeFailed(ExitCode.MODEL_UNUSABLE, f"{name} cannot be used: {error}") from error
         rows = answers.unusable_rows
         if len(rows):
             raise NodeFailed(
                 ExitCode.MODEL_UNUSABLE,
-                f"the new model cannot be used: it has no finite answer for {len(rows)} of {len(parts.holdout)} "
+                f"{name} cannot be used: it has no finite answer for {len(rows)} of {len(parts.holdout)} "
                 f"held-out rows, the first of them {_row(parts.holdout, int(rows[0]), roles.features)}",
             )
         return answers
@@ -226,9 +229,8 @@ class Node:
         champion = self.spec.champion
         if champion is None:
             return constant, None, ""
-        allowed = tuple(name for name in parts.holdout.column_names if name != roles.label and name not in PLATFORM)
         try:
-            answers = _answers(Path(self.champion_model or ""), parts, roles, target, allowed=allowed)
+            answers = _answers(Path(self.champion_model or ""), parts, roles, target, allowed=_columns(parts, roles))
         except ModelUnusable as error:
             note = f"champion v{champion.version} cannot answer any more: {error}"
             LOG.warning("%s", note)
@@ -267,6 +269,7 @@ class Node:
             "dropforge.model_sha256": str(self.model_sha256),
             "dropforge.metric": metric,
             "dropforge.champion_version": "" if champion is None else str(champion.version),
+            "dropforge.measured_version": "" if self.spec.challenger is None else str(self.spec.challenger.version),
         }
 
 
@@ -289,6 +292,17 @@ def variables_of(spec: RunSpec, roles: Roles, metric: str) -> dict[str, str]:
         key = "DROPFORGE_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII).upper()
         variables[key] = value if isinstance(value, str) else json.dumps(value)
     return variables
+
+
+def _check_given(what: str, model: ChampionRef | None, path: str | None) -> None:
+    """Whether a model that the run measures is the file that the node was given for it."""
+    if model is not None and (not Path(path or "").is_file() or _sha256(Path(path or "")) != model.sha256):
+        raise NodeFailed(ExitCode.SPEC_WRONG, f"the {what} {model.model} v{model.version} is not the file at {path}")
+
+
+def _columns(parts: Split, roles: Roles) -> tuple[str, ...]:
+    """Every column that a model can have been trained on."""
+    return tuple(name for name in parts.holdout.column_names if name != roles.label and name not in PLATFORM)
 
 
 def _comma_separated(names: tuple[str, ...]) -> str:

@@ -160,7 +160,7 @@ def await_week(client: Client, version: int) -> dict[str, Any]:
     shown = ""
     with out.status("waiting for the files to be taken in") as spinner:
         while time.monotonic() < deadline:
-            told = client.get(f"pipelines/{PIPELINE}")
+            told = client.get(f"pipelines/{PIPELINE}/status")
             run = next((each for each in told["runs"] if each["dataset_version"] == version), None)
             if run is not None and run["outcome"] is not None and told["live_run"] != run["run"]:
                 found: dict[str, Any] = client.get(f"pipelines/{PIPELINE}/runs/{run['run']}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dropforge.adapters.azure.blobs import BlobDrops
+from dropforge.adapters.event_grid import EventGridTopic
 from dropforge.adapters.local.artifacts import LocalArtifacts
 from dropforge.adapters.local.drops import LocalDrops
 from dropforge.adapters.local.journal import Journal
@@ -22,9 +24,14 @@ from dropforge.adapters.memory.events import MemoryEvents
 from dropforge.adapters.memory.ledger import MemoryLedger
 from dropforge.adapters.memory.serving import MemoryServing
 from dropforge.adapters.registry import LedgerRegistry
+from dropforge.adapters.webhook import Webhook
 from dropforge.domain.endpoints import ReplicaState
 from dropforge.ports import Artifacts, Drops, Events, Ledger, Registry, Serving
+from tests.azurite import Azurite, azurite
 from tests.contract.samples import NOW
+from tests.contract.web import web
+
+__all__ = ["azurite"]
 
 
 class Clock:
@@ -84,6 +91,14 @@ def _local_drops(folder: Path) -> DropBench:
     return DropBench(LocalDrops(root, settle_seconds=0), write, lambda path: (root / path).unlink())
 
 
+@contextmanager
+def azure_drops(azurite: Azurite) -> Iterator[DropBench]:
+    with azurite.container("drops") as client, closing(BlobDrops(azurite.connection_string, "drops")) as drops:
+        yield DropBench(
+            drops, lambda path, content: _void(client.upload_blob(path, content, overwrite=True)), client.delete_blob
+        )
+
+
 def _memory_serving(folder: Path) -> ServingBench:
     clock = Clock()
     serving = MemoryServing(clock=clock)
@@ -95,22 +110,35 @@ def _local_serving(folder: Path) -> ServingBench:
     return ServingBench(LocalServing(folder, clock=clock), lambda state: write_report(folder, state), clock)
 
 
-def _memory_events(folder: Path) -> EventBench:
+@contextmanager
+def _memory_events(folder: Path) -> Iterator[EventBench]:
     events = MemoryEvents()
-    return EventBench(events, lambda: [(e.id, e.type, e.subject, e.at, e.data) for e in events.published])
+    yield EventBench(events, lambda: [(e.id, e.type, e.subject, e.at, e.data) for e in events.published])
 
 
-def _journal(folder: Path) -> EventBench:
+@contextmanager
+def _journal(folder: Path) -> Iterator[EventBench]:
     journal = Journal(folder)
+    yield EventBench(journal, lambda: [_heard(entry.event) for entry in journal.read(limit=1000)])
 
-    def heard() -> list[tuple[str, str, str, datetime, dict[str, Any]]]:
-        told = [entry.event for entry in journal.read(limit=1000)]
-        return [
-            (e["id"], e["type"].removeprefix("dropforge."), e["subject"], datetime.fromisoformat(e["time"]), e["data"])
-            for e in told
-        ]
 
-    return EventBench(journal, heard)
+@contextmanager
+def _webhook(folder: Path) -> Iterator[EventBench]:
+    with web() as listener:
+        yield EventBench(Webhook(listener.url), lambda: [_heard(each.json()) for each in listener.requests])
+
+
+@contextmanager
+def _event_grid(folder: Path) -> Iterator[EventBench]:
+    # The SDK sends a list of one.
+    with web() as listener, closing(EventGridTopic(f"{listener.url}/api/events", "key")) as topic:
+        yield EventBench(topic, lambda: [_heard(event) for each in listener.requests for event in each.json()])
+
+
+def _heard(event: dict[str, Any]) -> tuple[str, str, str, datetime, dict[str, Any]]:
+    """What a listener makes of a CloudEvent."""
+    kind, at = event["type"].removeprefix("dropforge."), datetime.fromisoformat(event["time"])
+    return event["id"], kind, event["subject"], at, event["data"]
 
 
 def _void(_: object) -> None:
@@ -126,8 +154,15 @@ ARTIFACTS: dict[str, Callable[[Path], Artifacts]] = {
     "local": lambda folder: LocalArtifacts(folder / "artifacts"),
 }
 DROPS: dict[str, Callable[[Path], DropBench]] = {"memory": _memory_drops, "local": _local_drops}
+# Beside its table: the emulator is a process that the whole session shares.
+AZURITE = "azurite"
 SERVINGS: dict[str, Callable[[Path], ServingBench]] = {"memory": _memory_serving, "local": _local_serving}
-EVENTS: dict[str, Callable[[Path], EventBench]] = {"memory": _memory_events, "local": _journal}
+EVENTS: dict[str, Callable[[Path], AbstractContextManager[EventBench]]] = {
+    "memory": _memory_events,
+    "local": _journal,
+    "webhook": _webhook,
+    "event_grid": _event_grid,
+}
 # A registry is made of a ledger and an artifact store.
 REGISTRIES = {name: (name, name) for name in ("memory", "local")}
 
@@ -144,9 +179,13 @@ def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artifacts:
     return ARTIFACTS[request.param](tmp_path)
 
 
-@pytest.fixture(params=DROPS)
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> DropBench:
-    return DROPS[request.param](tmp_path)
+@pytest.fixture(params=[*DROPS, AZURITE])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DropBench]:
+    if request.param != AZURITE:
+        yield DROPS[request.param](tmp_path)
+        return
+    with azure_drops(request.getfixturevalue(AZURITE)) as made:
+        yield made
 
 
 @pytest.fixture(params=SERVINGS)
@@ -155,8 +194,9 @@ def serving(request: pytest.FixtureRequest, tmp_path: Path) -> ServingBench:
 
 
 @pytest.fixture(params=EVENTS)
-def events(request: pytest.FixtureRequest, tmp_path: Path) -> EventBench:
-    return EVENTS[request.param](tmp_path)
+def events(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EventBench]:
+    with EVENTS[request.param](tmp_path) as made:
+        yield made
 
 
 @dataclass

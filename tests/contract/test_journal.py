@@ -36,6 +36,7 @@ def test_a_line_is_a_cloud_event(tmp_path: Path) -> None:
         "subject": "models/flights/versions/3",
         "time": "2026-11-22T12:00:00Z",
         "datacontenttype": "application/json",
+        "hops": 1,
         "data": {"version": 3},
     }
     assert datetime.fromisoformat(json.loads(line)["time"]) == NOW

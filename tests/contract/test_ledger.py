@@ -173,6 +173,8 @@ def test_a_scan_gives_a_thousand_rows_unless_told(ledger: Ledger) -> None:
 def test_a_scan_for_no_rows_is_refused(ledger: Ledger, limit: int) -> None:
     with pytest.raises(BadInput, match="limit"):
         ledger.scan("p", limit=limit)
+    with pytest.raises(BadInput, match="limit"):
+        ledger.count("p", "", limit)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 501, "ä", "a\nb", "a\x00", "a\x7f", "\ud800"])
@@ -324,4 +326,6 @@ def test_after_any_commits_a_ledger_holds_what_a_dictionary_would(
     found = ledger.scan(partition, prefix, after)
     assert [(row.key, row.value) for row in found] == [(key, {"n": model[key]}) for key in wanted]
     assert keys(ledger.scan(partition, prefix, after, limit=2)) == wanted[:2]
+    alike = [key for key in model if key.startswith(prefix)]
+    assert [ledger.count(partition, prefix, limit) for limit in (1, 1000)] == [min(1, len(alike)), len(alike)]
     assert all(ledger.get(partition, row.key) == row for row in found)

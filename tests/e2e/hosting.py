@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -168,6 +169,68 @@ def running_host(
     finally:
         if host.process.poll() is None:
             host.kill()
+
+
+# ---------------------------------------------------------------------- Service Bus
+class Bus:
+    """The local Service Bus as a process of its own, on free ports that stay the same from one start to the next."""
+
+    KEY = "the-key-of-the-tests"
+
+    def __init__(self, config: Path, state: Path) -> None:
+        self._config = config
+        self._state = state
+        with socket.create_server(("127.0.0.1", 0)) as amqp, socket.create_server(("127.0.0.1", 0)) as admin:
+            self.port, self._admin_port = amqp.getsockname()[1], admin.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def connection(self) -> str:
+        return (
+            f"Endpoint=sb://127.0.0.1:{self.port};SharedAccessKeyName=RootManageSharedAccessKey;"
+            f"SharedAccessKey={self.KEY};UseDevelopmentEmulator=true;"
+        )
+
+    def start(self, config: Path | None = None) -> None:
+        """Start the process, and wait until it is healthy."""
+        self._state.mkdir(parents=True, exist_ok=True)
+        with (self._state / "output.txt").open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "dropforge.servicebus", "--config", str(config or self._config)),
+                    *("--state", str(self._state), "--port", str(self.port), "--admin-port", str(self._admin_port)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "DROPFORGE_SERVICE_BUS_KEY": self.KEY},
+            )
+        eventually(self._is_healthy)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE_SECONDS)
+
+    def _is_healthy(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self._state / "output.txt").read_text()
+        connection = http.client.HTTPConnection("127.0.0.1", self._admin_port, timeout=5)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        return False
+
+
+@contextlib.contextmanager
+def running_bus(config: Path, state: Path) -> Iterator[Bus]:
+    """A Service Bus that is ready; it is killed at the end."""
+    bus = Bus(config, state)
+    try:
+        bus.start()
+        yield bus
+    finally:
+        bus.kill()
 
 
 def eventually(find: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:

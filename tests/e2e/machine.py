@@ -113,7 +113,7 @@ class Platform:
         drop_file(self.state, prefix, file)
 
     def status(self, name: str) -> dict[str, Any]:
-        told: dict[str, Any] = self.client.get(f"pipelines/{name}")
+        told: dict[str, Any] = self.client.get(f"pipelines/{name}/status")
         return told
 
     def settled(self, name: str, version: int, seconds: float = 60) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def test_a_door_without_a_lock_needs_no_key(host: HostHandle) -> None:
         ("GET", "/API/ITEMS/special", 200, {"function": "special"}),
         ("OPTIONS", "/api/items/special", 200, {"function": "name", "name": "special"}),
         ("GET", "/api/items/a%20b%2Fc", 200, {"function": "name", "name": "a b%2Fc"}),
+        ("GET", "/api/items/a%0Ab", 200, {"function": "name", "name": "a\nb"}),
         ("POST", "/api/items/42", 404, None),
         ("GET", "/api/only/1", 404, None),
         ("HEAD", "/api/health", 404, None),
@@ -245,7 +246,7 @@ def test_a_page_of_another_origin_may_not(host: HostHandle) -> None:
 def test_the_admin_api_tells_of_the_host_and_its_functions(host: HostHandle) -> None:
     status = host.request("GET", "/admin/host/status", key="master").json()
     assert status["state"] == "Running"
-    assert ["on_command" in error and "serviceBusTrigger" in error for error in status["errors"]] == [True]
+    assert ["on_command" in error and "Service Bus connection" in error for error in status["errors"]] == [True]
     functions = {each["name"]: each for each in host.request("GET", "/admin/functions", key="master").json()}
     assert {"echo", "on_event", "squares", "hourly"} <= set(functions)
     assert "on_command" not in functions

@@ -96,6 +96,21 @@ def test_cloudevents_come_alone_or_in_an_array_and_need_no_header(host: HostHand
     assert {"cloud-1", "cloud-2", "cloud-3", "cloud-4"} <= {saw["id"] for saw in host.saw("event")}
 
 
+@pytest.mark.parametrize("time", ["2026-11-22T12:00:00.958+02:00", "2026-11-22T12:00:00", "2026-11-22", None, ""])
+def test_every_time_that_is_one_can_be_read(host: HostHandle, time: str | None) -> None:
+    assert post(host, [{**EVENT, "id": f"at {time}", "eventTime": time}]).status == 202
+    assert post(host, {**CLOUD, "id": f"cloud at {time}", "time": time}).status == 202
+    assert {f"at {time}", f"cloud at {time}"} <= {saw["id"] for saw in host.saw("event")}
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2026-02-31T00:00:00Z", "2026-11-22T29:00:00Z", 7, ["x"], {}])
+def test_an_event_at_no_time_is_refused_for_good(host: HostHandle, time: object) -> None:
+    answer = post(host, [{**EVENT, "id": f"no {time}", "eventTime": time}])
+    assert answer.status == 400
+    assert "eventTime of an event must be a time" in answer.text
+    assert f"no {time}" not in {saw["id"] for saw in host.saw("event")}
+
+
 @pytest.mark.parametrize(
     ("kind", "function", "body", "status", "text"),
     [

@@ -72,7 +72,7 @@ def test_an_app_that_cannot_run_ends_with_a_clear_word(tmp_path: Path, files: di
 def test_what_is_not_served_is_told_and_the_rest_runs(tmp_path: Path) -> None:
     with running_host(DOORS, tmp_path) as host:
         told = [line["message"] for line in host.logs() if line["level"] == "Error"]
-        assert [line for line in told if "'on_command'" in line and "serviceBusTrigger are not served" in line]
+        assert [line for line in told if "'on_command'" in line and "connection 'BUS' is not set" in line]
         assert host.request("GET", "/api/health").status == 200
 
 

@@ -186,10 +186,10 @@ def test_a_training_script_that_fails_says_why_and_its_mended_successor_trains(
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/api/pipelines"),
-        ("PUT", "/api/pipelines/first"),
-        ("POST", "/api/pipelines/first/promote"),
-        ("POST", "/api/pipelines/first/replay"),
+        ("GET", "/api/v1/pipelines"),
+        ("PUT", "/api/v1/pipelines/first"),
+        ("POST", "/api/v1/pipelines/first/promote"),
+        ("POST", "/api/v1/pipelines/first/replay"),
         ("GET", "/runtime/webhooks/durabletask/instances/x"),
         ("POST", "/runtime/webhooks/durabletask/orchestrators/intake"),
         ("POST", "/runtime/webhooks/EventGrid?functionName=on_blob_event"),

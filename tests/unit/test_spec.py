@@ -48,7 +48,11 @@ training:
 evaluation: {metric: log_loss, block: "rows:500", holdout_blocks: 14, slices: [origin], confidence: 0.95}
 gate: {min_improvement: 0.001, better: ask, cannot_tell: keep, worse: ask, slice_worse: ask, first: always, ask_timeout: 2h}
 deployment: {endpoint: late-flights, enabled: false, timeout: 90s}
-budget: {runs_per_day: 3, training_minutes_per_day: 60}
+budget: {runs_per_day: 3, training_minutes_per_day: 60, cool_down: 30m, max_failures: 2}
+alerts:
+  - {rule: "flights-*", severity: [Sev0, Sev1], dimensions: {endpoint: late-flights}, action: rollback}
+  - {rule: "storage-*", action: pause, until: resolved}
+  - {rule: "*", action: notify}
 """
 
 

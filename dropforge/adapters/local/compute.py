@@ -21,7 +21,7 @@ from dropforge.adapters.local import supervisor
 from dropforge.adapters.local.atomic import locked, make_folders, sync_folder, whole_file
 from dropforge.adapters.local.bundle import unpack
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, RunFailed, Unavailable
-from dropforge.domain.runs import ENDED, RunResult, RunSpec, RunState, RunStatus
+from dropforge.domain.runs import ENDED, ChampionRef, RunResult, RunSpec, RunState, RunStatus
 from dropforge.ports import Artifacts
 from dropforge.training.contract import EVIDENCE, METRICS, MODEL, RESULT, NodeResult, NodeSpec
 from dropforge.wire import from_json, to_json
@@ -189,11 +189,8 @@ class LocalCompute:
         self._fetch(spec.code, spec.code_sha256, bundle)
         unpack(bundle, code)
         bundle.unlink()
-        champion = None
-        if spec.champion is not None:
-            champion = folder / "champion" / MODEL
-            champion.parent.mkdir(exist_ok=True)
-            self._fetch(spec.champion.artifact, spec.champion.sha256, champion)
+        champion = self._given(spec.champion, folder / "champion")
+        challenger = self._given(spec.challenger, folder / "challenger")
         output.mkdir()
         work.mkdir()
         command = {
@@ -205,11 +202,19 @@ class LocalCompute:
             "log_limit_bytes": self._log_limit_bytes,
             "niceness": self._niceness,
         }
-        node = NodeSpec(spec, str(code), None if champion is None else str(champion), str(output), str(work))
+        node = NodeSpec(spec, str(code), champion, str(output), str(work), challenger)
         for name, content in ((supervisor.COMMAND, json.dumps(command).encode()), (supervisor.SPEC, to_json(node))):
             with whole_file(folder / name) as file:
                 file.write(content)
         sync_folder(folder)
+
+    def _given(self, model: ChampionRef | None, folder: Path) -> str | None:
+        """Where the node finds a model that the run measures; None when there is none to measure."""
+        if model is None:
+            return None
+        folder.mkdir(exist_ok=True)
+        self._fetch(model.artifact, model.sha256, folder / MODEL)
+        return str(folder / MODEL)
 
     def _fetch(self, artifact: str, sha256: str, to: Path) -> None:
         try:

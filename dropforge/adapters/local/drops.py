@@ -52,6 +52,21 @@ class LocalDrops:
         self._incoming = self._root / ".incoming"
         remove_stale(self._incoming, clock())
 
+    def locate(self, url: str) -> BlobRef:
+        ref = parse_url(url)
+        if ref.account != ACCOUNT or ref.container != self._container:
+            raise NotFound(
+                f"{url} is not in the drop folder of this machine, which is account {ACCOUNT!r}, container "
+                f"{self._container!r}",
+                url=url,
+            )
+        return ref
+
+    def look(self, url: str) -> Drop | None:
+        path = self.locate(url).path
+        # As `list` sees it: what that passes over is not there.
+        return None if is_ignored(path) or not self._is_ours(self._root / path, path) else self._look(path)
+
     def list(self, container: str, prefix: str) -> Iterator[Drop]:
         self._check_container(container)
         folder = prefix.rpartition("/")[0]
@@ -113,7 +128,7 @@ class LocalDrops:
             for name in page:
                 if name.endswith("/"):
                     yield from self._walk(folder + name, prefix)
-                elif drop := self._look(folder + name):
+                elif (drop := self._look(folder + name)) and drop.finished:
                     yield drop
             if len(page) < PAGE:
                 return
@@ -150,9 +165,10 @@ class LocalDrops:
                 return None
         except OSError:  # gone meanwhile, a dangling link, or not ours to read
             return None
-        if not is_finished(file, stat, self._clock(), self._settle_seconds):
+        if not modes.S_ISREG(stat.st_mode):
             return None
-        return _drop(BlobRef(ACCOUNT, self._container, path), stat)
+        finished = is_finished(file, stat, self._clock(), self._settle_seconds)
+        return _drop(BlobRef(ACCOUNT, self._container, path), stat, finished)
 
     # -------------------------------------------------------------------------------------------- checks
     def _check_container(self, container: str) -> None:
@@ -175,10 +191,10 @@ class LocalDrops:
         return ref
 
     def _path_of(self, url: str) -> Path:
-        ref = parse_url(url)
+        ref = self.locate(url)
         path = self._root / ref.path
-        if ref.account != ACCOUNT or ref.container != self._container or not self._is_ours(path, ref.path):
-            raise NotFound(f"{url} is not in the drop folder of this machine", url=url)
+        if not self._is_ours(path, ref.path):
+            raise NotFound(f"{url} leads out of the drop folder of this machine", url=url)
         return path
 
     def _is_ours(self, path: Path, relative: str) -> bool:
@@ -192,6 +208,6 @@ class LocalDrops:
         return resolved.is_relative_to(self._root) and not resolved.is_relative_to(self._incoming)
 
 
-def _drop(ref: BlobRef, stat: os.stat_result) -> Drop:
+def _drop(ref: BlobRef, stat: os.stat_result, finished: bool = True) -> Drop:
     modified = datetime.fromtimestamp(stat.st_mtime, UTC)
-    return Drop(url=ref.url, etag=etag_of(stat), size_bytes=stat.st_size, modified_at=modified)
+    return Drop(ref.url, etag_of(stat), stat.st_size, modified, finished)

@@ -12,7 +12,7 @@ import msgspec
 
 from dropforge.adapters.local.atomic import locked, make_folders, sync_folder
 from dropforge.domain.errors import BadInput, Unavailable
-from dropforge.domain.events import DomainEvent
+from dropforge.domain.events import DomainEvent, cloud_event
 
 _BLOCK = 1 << 16
 
@@ -83,21 +83,7 @@ class Journal:
     def _line(self, event: DomainEvent) -> bytes:
         """The event in the JSON format of CloudEvents 1.0."""
         try:
-            return (
-                msgspec.json.encode(
-                    {
-                        "specversion": "1.0",
-                        "id": event.id,
-                        "source": self._source,
-                        "type": f"dropforge.{event.type}",
-                        "subject": event.subject,
-                        "time": event.at,
-                        "datacontenttype": "application/json",
-                        "data": event.data,
-                    }
-                )
-                + b"\n"
-            )
+            return msgspec.json.encode(cloud_event(event, self._source)) + b"\n"
         except (TypeError, ValueError) as error:
             raise BadInput(f"event {event.id!r} holds data that is not JSON: {error}", id=event.id) from error
 

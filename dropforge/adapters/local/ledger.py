@@ -76,6 +76,15 @@ class SqliteLedger:
             ).fetchall()
         return [_row(values) for values in found]
 
+    def count(self, partition: str, prefix: str, limit: int) -> int:
+        checked_scan(partition, prefix, "", limit)
+        with self._connection() as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM rows WHERE partition = ? AND key >= ? AND key < ? LIMIT ?)",
+                (partition, prefix, f"{prefix}\x7f", limit),
+            ).fetchone()
+        return int(found[0])
+
     def commit(self, partition: str, writes: Sequence[Write]) -> None:
         checked = checked_writes(partition, writes)
         if not checked:

@@ -221,7 +221,8 @@ def _end_all(root: int, grace: float, child: int = 0) -> tuple[int | None, list[
             _send(alive, signal.SIGKILL)
         time.sleep(0.02)
         status = found if (found := _reap(child)) is not None else status
-    return status, []
+    # It may have died between the look for it and the look for the living, who do not include it then.
+    return (status if (found := _reap(child)) is None else found), []
 
 
 def _send(pids: list[int], number: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
@@ -32,22 +32,30 @@ class MemoryDrops:
         self._files: dict[str, _File] = {}
         self._writes = 0
 
+    def locate(self, url: str) -> BlobRef:
+        ref = parse_url(url)
+        if ref != self._ref(ref.path):
+            raise NotFound(f"{url} is not in this store", url=url)
+        return ref
+
+    def look(self, url: str) -> Drop | None:
+        file = self._files.get(self.locate(url).path)
+        return None if file is None else replace(file.drop, finished=self._is_finished(file))
+
     def list(self, container: str, prefix: str) -> Iterator[Drop]:
         self._check_container(container)
         with self._lock:
-            # An empty file is what an upload looks like before its first byte; one that stays so is a drop.
-            late = self._clock() - EMPTY_SETTLE
             found = sorted(
-                path
-                for path, file in self._files.items()
-                if path.startswith(prefix) and (file.content or file.drop.modified_at < late)
+                path for path, file in self._files.items() if path.startswith(prefix) and self._is_finished(file)
             )
         return (file.drop for path in found if (file := self._files.get(path)))
 
+    def _is_finished(self, file: _File) -> bool:
+        # An empty file is what an upload looks like before its first byte; one that stays so is a drop.
+        return bool(file.content) or file.drop.modified_at < self._clock() - EMPTY_SETTLE
+
     def fetch(self, url: str, etag: str, to: Path) -> None:
-        ref = parse_url(url)
-        with self._lock:
-            file = self._files.get(ref.path) if ref == self._ref(ref.path) else None
+        file = self._files.get(self.locate(url).path)
         if file is None:
             raise NotFound(f"{url} is gone", url=url)
         if file.drop.etag != etag:

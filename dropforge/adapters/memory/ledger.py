@@ -44,6 +44,12 @@ class MemoryLedger:
             found = [(key, *part.rows[key]) for key in part.keys[first : min(end, first + limit)]]
         return [Row(key, json.loads(text), etag) for key, text, etag in found]
 
+    def count(self, partition: str, prefix: str, limit: int) -> int:
+        checked_scan(partition, prefix, "", limit)
+        with self._lock:
+            keys = self._of(partition).keys
+            return min(limit, bisect_left(keys, f"{prefix}\x7f") - bisect_left(keys, prefix))
+
     def commit(self, partition: str, writes: Sequence[Write]) -> None:
         checked = checked_writes(partition, writes)
         with self._lock:

@@ -58,12 +58,16 @@ class HttpTrigger:
             )  # fmt: skip
 
     def routes(self) -> Sequence[web.AbstractRouteDef]:
-        return [web.route("*", "/{path:.*}", self._handle, expect_handler=expect_later)]
+        # Any character: a dot would leave out paths with a line break (`%0A`) in them.
+        return [web.route("*", r"/{path:[\s\S]*}", self._handle, expect_handler=expect_later)]
 
     async def start(self) -> None:
         pass
 
     async def stop(self) -> None:
+        pass
+
+    async def close(self) -> None:
         pass
 
     def by_hand(self, function: AppFunction, text: str) -> Call:

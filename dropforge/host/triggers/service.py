@@ -44,5 +44,8 @@ class TriggerService(Protocol):
     async def stop(self) -> None:
         """Call no function any more. Those that run are waited for elsewhere."""
 
+    async def close(self) -> None:
+        """Let go of everything; functions that still run are not waited for any longer."""
+
     def by_hand(self, function: AppFunction, text: str) -> Call:
         """The call that `POST /admin/functions/<name>` makes with this input. Raises `ValueError` with the reason."""

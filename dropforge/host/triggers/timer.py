@@ -99,6 +99,9 @@ class TimerTrigger:
     async def stop(self) -> None:
         self._stopping.set()
 
+    async def close(self) -> None:
+        pass
+
     def by_hand(self, function: AppFunction, text: str) -> Call:
         timer = next((timer for timer in self._timers if timer.function is function), None)
         if timer is None:

@@ -14,12 +14,13 @@ from typing import Any
 import azure.durable_functions as df
 import pytest
 
-from orchestrators import deploy, intake, train
+from orchestrators import deploy, intake, respond, train
 
 HISTORIES = Path(__file__).parent.parent.parent / "histories"
 FLOWS = {
     "deploy": deploy.guarded(deploy.deploy),
     "intake": intake.guarded(intake.intake),
+    "respond": respond.guarded(respond.respond),
     "train": train.guarded(train.train),
 }
 

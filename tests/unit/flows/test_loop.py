@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropforge.domain.arrivals import ArrivalState
+from dropforge.domain.causes import Cause
 from dropforge.domain.endpoints import Desired, ReplicaState
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused
 from dropforge.domain.runs import RunOutcome, RunState
-from dropforge.steps import approvals, books, deploy, intake, pipelines, reports, train
+from dropforge.steps import approvals, books, deploy, intake, pipelines, reports, storage, train
 from tests.unit.flows.world import YAML, World, blob_created, bundle_of
 
 GOOD = "x,y\n1,0\n2,1\n"
@@ -76,7 +77,7 @@ def test_a_wake_up_that_a_crash_swallowed_is_given_again_by_the_sweep(world: Wor
     for name in "bc":
         drop = world.drops.write(f"demo/{name}.csv", GOOD.encode())
         # The door wrote the arrival and that the batch is full, and died before it told the flow.
-        intake.record_blob_event(world.ports, blob_created(drop.url, drop.etag, drop.size_bytes), "drops", world.now)
+        storage.heed(world.ports, [blob_created(drop.url, drop.etag, drop.size_bytes)], "drops", world.now)
     world.run(timedelta(seconds=2))
     assert world.manifests() == []
     world.sweep()
@@ -108,22 +109,21 @@ def test_a_file_whose_event_was_lost_is_found_by_the_sweep(world: World) -> None
 
 def test_a_name_without_content_and_other_events_start_nothing(world: World) -> None:
     url = "https://local.blob.localhost/drops/demo/a.csv"
-    for event in (
+    world.tell(
         blob_created(url, "0x1", 0, api="CreateFile"),
-        {"eventType": "Microsoft.Storage.BlobDeleted", "data": {"url": url}},
+        {"id": "1", "eventType": "Microsoft.Storage.BlobDeleted", "data": {"url": url}},
         blob_created("https://local.blob.localhost/other/demo/a.csv", "0x1", 9),
-    ):
-        assert intake.record_blob_event(world.ports, event, "drops", world.now) is None
-    with pytest.raises(BadInput):
-        intake.record_blob_event(world.ports, blob_created("nonsense", "0x1", 1), "drops", world.now)
+        blob_created("nonsense", "0x1", 1),
+    )
     assert world.started == []
+    assert books.head(world.ports.ledger, "p.demo").value["batch"] == 0
 
 
 def test_a_file_written_over_before_it_was_read_is_superseded(world: World) -> None:
     world.drop("demo/a.csv", "x,y\n9,9\n")
     world.drop("demo/a.csv", GOOD)
     world.run()
-    states = {each["state"] for each in reports.arrivals(world.ports, "demo", None)}
+    states = {each["state"] for each in reports.arrivals(world.ports, "demo")[0]}
     assert states == {ArrivalState.SUPERSEDED.value, ArrivalState.ACCEPTED.value}
     assert world.manifests() == [["demo/a.csv"]]
 
@@ -165,7 +165,7 @@ def test_a_file_put_back_while_its_batch_is_still_open_is_in_the_next_one(world:
     world.drop("demo/bad.csv", "x,z\n1,2\n")
     number = intake.cut_batch(world.ports, "demo", world.now)
     assert number == 1
-    intake.check_batch(world.ports, "demo", number)
+    intake.check_batch(world.ports, "demo", number, world.now)
     world.now += timedelta(seconds=1)
     (bad,) = intake.replay(world.ports, "demo", None, world.now)["replayed"]
     intake.write_version(world.ports, "demo", number, world.now)
@@ -211,7 +211,7 @@ def test_a_challenger_that_is_worse_is_registered_and_not_promoted(world: World)
     world.drop("demo/b.csv")
     world.run()
     assert [run.outcome for run in world.runs()] == [RunOutcome.PROMOTED, RunOutcome.KEPT_CHAMPION]
-    assert [each["version"] for each in reports.models(world.ports, "demo")] == [2, 1]
+    assert [each["version"] for each in reports.models(world.ports, "demo")[0]] == [2, 1]
     assert world.champion() == 1
 
 
@@ -300,24 +300,27 @@ def test_no_replica_at_all_is_said_so_after_the_timeout(world: World) -> None:
     assert world.champion() is None
 
 
+BY_HAND = Cause("request-1", "http")
+
+
 def test_rolling_back_by_hand_puts_the_champion_before_back(world: World) -> None:
     for name in "ab":
         world.drop(f"demo/{name}.csv")
         world.run()
     assert world.champion() == 2
-    world.start(deploy.by_hand(world.ports, "demo", None))
+    world.start(deploy.by_hand(world.ports, "demo", None, token="1", cause=BY_HAND))
     world.run()
     assert world.champion() == 1
-    world.start(deploy.by_hand(world.ports, "demo", 2))
+    world.start(deploy.by_hand(world.ports, "demo", 2, token="2", cause=BY_HAND))
     world.run()
     assert world.champion() == 2
     with pytest.raises(NotFound):
-        deploy.by_hand(world.ports, "demo", 9)
+        deploy.by_hand(world.ports, "demo", 9, token="3", cause=BY_HAND)
 
 
 def test_there_is_nothing_to_roll_back_to_at_first(world: World) -> None:
     with pytest.raises(Refused, match="no earlier champion"):
-        deploy.by_hand(world.ports, "demo", None)
+        deploy.by_hand(world.ports, "demo", None, token="4", cause=BY_HAND)
 
 
 def test_a_promotion_is_refused_when_another_champion_was_named_meanwhile(world: World) -> None:
@@ -327,7 +330,7 @@ def test_a_promotion_is_refused_when_another_champion_was_named_meanwhile(world:
     world.trainer = None
     world.drop("demo/c.csv")
     world.run(timedelta(minutes=1))
-    world.start(deploy.by_hand(world.ports, "demo", 1))
+    world.start(deploy.by_hand(world.ports, "demo", 1, token="5", cause=BY_HAND))
     world.run(timedelta(minutes=1))
     world.succeed(world.compute.submitted[-1].run, better=True)
     world.run()
@@ -366,7 +369,7 @@ def test_a_question_nobody_answers_expires_as_a_rejection(tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------ applying
 def test_the_same_folder_applied_again_changes_nothing(world: World) -> None:
     again = pipelines.apply(world.ports, "demo", bundle_of({"train.py": "1", "pipeline.yaml": YAML}), world.now)
-    assert again == {"revision": 1, "start": []}
+    assert again == {"revision": 1, "made": False, "start": []}
 
 
 @pytest.mark.parametrize(
@@ -461,7 +464,7 @@ def test_a_version_is_written_once_by_two_hosts_at_the_same_batch(world: World) 
     world.drop("demo/a.csv")
     number = intake.cut_batch(world.ports, "demo", world.now)
     assert number == intake.cut_batch(world.ports, "demo", world.now) == 1
-    intake.check_batch(world.ports, "demo", number)
+    intake.check_batch(world.ports, "demo", number, world.now)
     told = [intake.write_version(world.ports, "demo", number, world.now) for _ in range(3)]
     assert told == [{"version": 1}] * 3
     table = world.tables.find("demo", 1)

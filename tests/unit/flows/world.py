@@ -30,14 +30,20 @@ from dropforge.domain.runs import RunSpec
 from dropforge.domain.verdicts import BlockScore, Evidence
 from dropforge.ports import Json, Ports
 from dropforge.settings import Settings
-from dropforge.steps import approvals, books, deploy, intake, pipelines, train
+from dropforge.steps import alerts, approvals, books, deploy, intake, pipelines, storage, train
 from dropforge.wire import to_json
 from orchestrators.deploy import deploy as deploy_flow
 from orchestrators.intake import intake as intake_flow
+from orchestrators.respond import respond as respond_flow
 from orchestrators.train import train as train_flow
 
 START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
-FLOWS: dict[str, Callable[[Any], Any]] = {"intake": intake_flow, "train": train_flow, "deploy": deploy_flow}
+FLOWS: dict[str, Callable[[Any], Any]] = {
+    "intake": intake_flow,
+    "train": train_flow,
+    "deploy": deploy_flow,
+    "respond": respond_flow,
+}
 
 YAML = """
 name: demo
@@ -157,7 +163,7 @@ class World:
             compute=self.compute,
             registry=LedgerRegistry(ledger, artifacts),
             serving=self.serving,
-            events=self.events,
+            events={"memory": self.events},
             replies=self.replies,
         )
         self.settings = Settings("memory", folder, "drops", 30.0, 0.2, "0 * * * * *", None)
@@ -182,11 +188,24 @@ class World:
             self.tell(event)
         return drop.url
 
-    def tell(self, event: Json) -> None:
-        self.start(intake.record_blob_event(self.ports, event, "drops", self.now))
+    def tell(self, *events: object) -> None:
+        """The events come in, in one delivery."""
+        heeded = storage.heed(self.ports, events, "drops", self.now)
+        for flow in heeded.start:
+            self.start(flow)
+        for error in heeded.failures.values():
+            raise error
+
+    def reconcile(self) -> Json:
+        told = intake.reconcile(self.ports, None, "drops", self.now)
+        for flow in told["start"]:
+            self.start(flow)
+        return told
 
     def sweep(self) -> None:
-        for flow in [*intake.sweep(self.ports, "drops", self.now), *train.sweep(self.ports)]:
+        """Every timer goes off."""
+        self.reconcile()
+        for flow in [*intake.sweep(self.ports), *train.sweep(self.ports), *alerts.sweep(self.ports)]:
             self.start(flow)
 
     def succeed(self, run: str, *, better: bool, seconds: float = 5.0) -> None:
@@ -292,7 +311,7 @@ class World:
             case "cut_batch":
                 return intake.cut_batch(ports, pipeline, now)
             case "check_batch":
-                return intake.check_batch(ports, pipeline, value["batch"])
+                return intake.check_batch(ports, pipeline, value["batch"], now)
             case "write_version":
                 return intake.write_version(ports, pipeline, value["batch"], now)
             case "leave_intake":
@@ -317,8 +336,9 @@ class World:
             case "read_answer":
                 return approvals.read_answer(ports, pipeline, value["run"], now)
             case "publish_deployment":
+                why = {key: value[key] for key in ("cause", "rollback") if key in value}
                 told = deploy.publish_deployment(
-                    ports, pipeline, value["version"], value["run"], value["token"], self.settings, now
+                    ports, pipeline, value["version"], value["run"], value["token"], self.settings, now, **why
                 )
                 self._replica_looks("demo")
                 return told
@@ -332,6 +352,17 @@ class World:
                 told = deploy.roll_back_deployment(ports, value["endpoint"], value["revision"], value["reason"], now)
                 self._replica_looks("demo")
                 return told
+            case "plan_response":
+                return alerts.plan_response(ports, value["alert"], pipeline, self.settings, now)
+            case "act_on_alert":
+                done = alerts.act_on_alert(ports, value["alert"], pipeline, now)
+                for flow in done["start"]:
+                    self.start(flow)
+                return done["detail"]
+            case "conclude_response":
+                for flow in alerts.conclude_response(ports, value["alert"], pipeline, value["detail"], now):
+                    self.start(flow)
+                return None
             case "note_trouble":
                 return books.note_trouble(ports.ledger, pipeline, value["message"])
         raise AssertionError(f"no activity {name!r}")
@@ -379,8 +410,11 @@ class World:
         return list(reversed(train.records(self.ports, "demo")))
 
 
-def blob_created(url: str, etag: str, size: int, api: str = "PutBlob") -> Json:
+def blob_created(url: str, etag: str, size: int, api: str = "") -> Json:
+    """An event as Storage tells it. Without bytes, only the end of an upload in blocks says that the file is whole."""
+    api = api or ("PutBlob" if size else "PutBlockList")
     return {
+        "id": f"{api} of {etag}",
         "eventType": "Microsoft.Storage.BlobCreated",
         "data": {"api": api, "url": url, "eTag": etag, "contentLength": size},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_keys_are_made_once_and_stay(tmp_path: Path) -> None:
     assert (second.master, second.host, second.system) == (first.master, first.host, first.system)
     assert second.functions["ping"] == first.functions["ping"]
     everything = list(second.all())
-    assert len(set(everything)) == len(everything) == 6
+    assert len(set(everything)) == len(everything) == 8
     assert all(len(key) >= 43 for key in everything)
 
 
@@ -63,6 +64,27 @@ def test_the_file_is_private_even_if_it_was_not(tmp_path: Path) -> None:
     load_keys(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_a_file_from_before_there_were_roles_gains_their_keys_and_keeps_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"master": "m", "host": {"default": "d", "ci": "c"}}))
+    keys = load_keys(path)
+    assert keys.host == {**keys.host, "default": "d", "ci": "c"}
+    assert set(keys.host) == {"default", "ci", "operator", "reader"}
+    assert all(keys.opens(AuthLevel.FUNCTION, keys.host[name], "any") for name in ("operator", "reader"))
+
+
+def test_roles_are_told_by_hashes_beside_those_that_were_there() -> None:
+    host = {"default": "d", "operator": "o", "reader": "r", "ci": "c"}
+    told = Keys(master="m", host=host).roles("0123456789abcdef=reader")
+    entries = dict(entry.split("=") for entry in told.split(","))
+    assert entries.pop("0123456789abcdef") == "reader"
+    assert entries == {
+        hashlib.sha256(key.encode()).hexdigest(): role
+        for key, role in (("m", "approver"), ("d", "approver"), ("o", "operator"), ("r", "reader"))
+    }
+    assert Keys(master="m", host=host).roles(told) == told
 
 
 def test_keys_added_by_hand_are_kept(tmp_path: Path) -> None:

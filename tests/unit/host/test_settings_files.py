@@ -97,7 +97,7 @@ def test_everything_honoured_is_read_and_the_rest_is_named(tmp_path: Path) -> No
             "extensions": {
                 "http": {"RoutePrefix": "/v1/", "maxConcurrentRequests": 3, "maxOutstandingRequests": -1, "fast": 1},
                 "durableTask": {"hubName": "Hub"},
-                "serviceBus": {"maxConcurrentCalls": 1},
+                "serviceBus": {"maxConcurrentCalls": 1, "webProxy": "x"},
             },
             "functionTimout": "00:00:01",
         },
@@ -108,8 +108,9 @@ def test_everything_honoured_is_read_and_the_rest_is_named(tmp_path: Path) -> No
         functions=frozenset({"ping"}),
         log_levels={"default": "Debug"},
         durable={"hubName": "Hub"},
+        service_bus={"maxConcurrentCalls": 1, "webProxy": "x"},
         max_concurrent_requests=3,
-        ignored=("extensions.http.fast", "functionTimout", "logging.colour"),
+        ignored=("extensions.http.fast", "extensions.serviceBus.webProxy", "functionTimout", "logging.colour"),
     )
 
 

@@ -36,3 +36,14 @@ def test_a_look_that_fails_is_logged_and_not_the_last(
     with caplog.at_level(logging.ERROR):
         asyncio.run(work())
     assert "no space left" in caplog.text
+
+
+def test_tasks_get_some_time_to_end_by_themselves() -> None:
+    async def work() -> None:
+        running = Tasks()
+        quick, slow = running.start(asyncio.sleep(0)), running.start(asyncio.sleep(60))
+        await running.finish(0.05)
+        assert (quick.cancelled(), slow.cancelled(), len(running)) == (False, True, 0)
+        await running.finish(0.05)
+
+    asyncio.run(work())

@@ -168,7 +168,7 @@ def parent(context: df.DurableOrchestrationContext):
     return (yield context.call_activity("start_another", context.get_input()["child"]))
 
 
-# ------------------------------------------------------------------ not served here
+# ------------------------------------------------------------------ not served here: its connection is not set
 @app.service_bus_queue_trigger(arg_name="message", queue_name="commands", connection="BUS")
 def on_command(message: func.ServiceBusMessage) -> None:
     saw("command")

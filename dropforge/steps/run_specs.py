@@ -1,0 +1,58 @@
+"""What is asked of a run: everything a node needs, made of the pipeline, a dataset version and the champion."""
+
+from __future__ import annotations
+
+from dropforge.domain.datasets import DatasetVersion
+from dropforge.domain.models import CHAMPION, ModelVersion
+from dropforge.domain.runs import ChampionRef, EvaluationPlan, RunSpec
+from dropforge.ports import Ports
+from dropforge.settings import Settings
+from dropforge.steps.books import Pipeline
+
+
+def run_spec(
+    ports: Ports, pipeline: Pipeline, version: DatasetVersion, run: str, settings: Settings, measured: int | None = None
+) -> RunSpec:
+    """The spec of a run under that id, against the champion of now. `measured`: the model version that is only held
+    against the champion, and, when it is the champion itself, against the constant baseline."""
+    spec = pipeline.spec
+    alias = ports.registry.alias(pipeline.name, CHAMPION)
+    rival = alias is not None and alias.version != measured
+    champion = reference(ports.registry.get(pipeline.name, alias.version)) if alias is not None and rival else None
+    label = spec.dataset.label
+    if label is None:
+        # Without a word about it, the last column of the first file is the label.
+        own = [each.name for each in version.columns if not each.name.startswith("_")]
+        label = own[-1]
+    return RunSpec(
+        run=run,
+        pipeline=pipeline.name,
+        dataset=version.dataset,
+        dataset_version=version.version,
+        table_uri=version.table_uri,
+        table_version=version.table_version,
+        code=pipeline.code,
+        code_sha256=pipeline.code_sha256,
+        command=tuple(spec.training.command),
+        label=label,
+        event_time=spec.dataset.event_time,
+        features=tuple(spec.training.features),
+        evaluation=EvaluationPlan(
+            metric=spec.evaluation.metric,
+            block=spec.evaluation.block,
+            holdout_blocks=spec.evaluation.holdout_blocks,
+            slices=tuple(spec.evaluation.slices),
+        ),
+        seed=spec.training.seed,
+        timeout_seconds=int(spec.training.compute.timeout.total_seconds()),
+        parameters=dict(spec.training.parameters),
+        environment=dict(spec.training.environment),
+        compute=spec.training.compute.model_dump(mode="json"),
+        champion=champion,
+        challenger=reference(ports.registry.get(pipeline.name, measured)) if measured is not None else None,
+        tracking_uri=settings.tracking_uri,
+    )
+
+
+def reference(model: ModelVersion) -> ChampionRef:
+    return ChampionRef(model.model, model.version, model.artifact, model.sha256)
