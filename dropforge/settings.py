@@ -87,7 +87,7 @@ def read(environment: Mapping[str, str]) -> Settings:
         reconcile_schedule=environment.get("DROPFORGE_RECONCILE_SCHEDULE")
         or environment.get("DROPFORGE_SWEEP_SCHEDULE")
         or "0 */5 * * * *",
-        drops=environment.get("DROPFORGE_DROPS", "local"),
+        drops=_drops(environment),
         storage=environment.get("DROPFORGE_STORAGE") or None,
         events_source=_events_source(environment),
         events_webhook=environment.get("DROPFORGE_EVENTS_WEBHOOK") or None,
@@ -119,6 +119,18 @@ def _events_source(environment: Mapping[str, str]) -> str:
     """On Azure the app's name, which the platform puts into WEBSITE_SITE_NAME."""
     app = environment.get("WEBSITE_SITE_NAME") or "local"
     return environment.get("DROPFORGE_EVENTS_SOURCE") or f"/dropforge/{app}"
+
+
+def _drops(environment: Mapping[str, str]) -> str:
+    text = environment.get("DROPFORGE_DROPS", "local")
+    if text not in ("local", "azure"):
+        raise BadInput(f"setting DROPFORGE_DROPS is {text!r}; choose local or azure")
+    if text == "azure" and not environment.get("DROPFORGE_STORAGE"):
+        raise BadInput(
+            "DROPFORGE_DROPS is 'azure', so DROPFORGE_STORAGE must name the storage account: its connection string, or its "
+            "URL to reach it as the app's identity"
+        )
+    return text
 
 
 def _hops(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,6 +10,17 @@ import msgspec
 from dropforge.domain.errors import BadInput
 
 T = TypeVar("T")
+
+# msgspec learns a type when it is first asked for it, and a second thread that comes meanwhile crashes the process.
+_learnt: set[object] = set()
+_learning = Lock()
+
+
+def _learn(kind: object) -> None:
+    if kind not in _learnt:
+        with _learning:
+            msgspec.json.Decoder(kind)
+            _learnt.add(kind)
 
 
 def to_builtins(value: object) -> Any:
@@ -18,6 +30,7 @@ def to_builtins(value: object) -> Any:
 
 def from_builtins(kind: type[T], value: object) -> T:
     """The reverse of `to_builtins`. Raises `BadInput` naming the place, what was wanted and what was found."""
+    _learn(kind)
     try:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -31,6 +44,7 @@ def to_json(value: object) -> bytes:
 
 def from_json(kind: type[T], text: bytes | str) -> T:
     """The value a JSON text holds. Raises `BadInput` as `from_builtins` does."""
+    _learn(kind)
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:

@@ -57,13 +57,9 @@ def _listeners(chosen: Settings) -> dict[str, Events]:
 def _drops(chosen: Settings) -> Drops:
     """Where files are dropped: of every family, because a laptop may work on what lies in Azure."""
     if chosen.drops == "azure":
-        from dropforge.adapters.azure.blobs import SETTING, BlobDrops
+        from dropforge.adapters.azure.blobs import BlobDrops
 
-        if chosen.storage is None:
-            raise BadInput(f"DROPFORGE_DROPS is 'azure', so {SETTING} must name the storage account; see docs/storage-events.md")
-        return BlobDrops(chosen.storage, chosen.drop_container)
-    if chosen.drops != "local":
-        raise BadInput(f"setting DROPFORGE_DROPS is {chosen.drops!r}; choose local or azure")
+        return BlobDrops(chosen.storage or "", chosen.drop_container)
     from dropforge.adapters.local.drops import LocalDrops
 
     return LocalDrops(chosen.state / "drops")

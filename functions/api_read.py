@@ -172,6 +172,12 @@ async def list_alerts(call: Call) -> func.HttpResponse:
     return await page("alerts", call, steps.alerts.page, call["pipeline"])
 
 
+@operation(bp, "GET", "v1/alerts/{alert}", gives="object")
+async def get_alert(call: Call) -> func.HttpResponse:
+    """An alert, and what became of it in each pipeline with a rule for it."""
+    return answer(steps.alerts.shown(await ask(steps.alerts.read, ports(), call["alert"])))
+
+
 @operation(bp, "GET", "v1/misfits", gives="Misfits", query=PAGED)
 async def list_misfits(call: Call) -> func.HttpResponse:
     """What came in as an alert and is none, newest first."""

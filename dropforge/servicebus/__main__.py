@@ -96,7 +96,7 @@ def _broker(namespace: Namespace, state: Path) -> Broker:
         try:
             return Broker(namespace, store, wall_ms)
         except BaseException:
-            store.close()
+            store.abandon()
             raise
     finally:
         gc.freeze()
@@ -127,11 +127,15 @@ async def _serve(broker: Broker, keys: dict[str, AccessKey] | None, host: str, p
         ready = {"port": bound, "admin_port": bound_admin, "host": host, "keys": keys is not None}
         _say(json.dumps({**ready, "pid": os.getpid(), "dormant": broker.dormant}))
         await _until(stop, listener)
-        return 0
-    finally:
         await admin.stop()
         await listener.stop()
         broker.close()
+        return 0
+    finally:
+        # After an error nothing more is committed: it may have come in the middle of a change.
+        await admin.stop()
+        await listener.stop()
+        broker.abandon()
 
 
 async def _until(stop: asyncio.Event, listener: Listener) -> None:

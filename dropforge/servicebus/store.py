@@ -327,13 +327,17 @@ class Store:
     def close(self) -> None:
         """Commit, fold the log into the file, and let go of it. A second call does nothing, and after a commit that
         failed nothing more is written."""
+        try:
+            if not self._failed:
+                self.commit()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the file, and leave out what was not committed: after an error it may be half a change."""
         if self._connection is not None:
-            try:
-                if not self._failed:
-                    self.commit()
-            finally:
-                self._connection.close()
-                self._connection = None
+            self._connection.close()
+            self._connection = None
 
     def _rows(self, statement: str, *values: object) -> Iterator[tuple[Any, ...]]:
         if self._connection is None:
@@ -366,6 +370,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     def pragma(name: str) -> Any:
         return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
+    # The file belongs to this process. Said before anything else, a commit needs neither locks nor a shared index.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     fresh = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
     if not fresh and pragma("application_id") != APPLICATION_ID:
         raise ConfigError(f"{path} is another program's SQLite file; choose another state folder")
@@ -377,8 +383,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if pragma("journal_mode = WAL") != "wal":
         raise ConfigError(f"{path} cannot have a write-ahead log; put the state folder on a local disk")
     connection.execute("PRAGMA synchronous = NORMAL")
-    # The file belongs to this process: without sharing, a commit needs neither locks nor the shared index.
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     if fresh:
         connection.executescript(_SCHEMA)
     elif pragma("freelist_count") > max(_SPARE_PAGES, pragma("page_count") // 2):

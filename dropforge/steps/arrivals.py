@@ -23,7 +23,7 @@ from itertools import islice
 from dropforge.domain.arrivals import Arrival, ArrivalState, Seen, arrival_id
 from dropforge.domain.blobs import BlobRef, parse_url
 from dropforge.domain.causes import Cause
-from dropforge.domain.errors import Conflict, Refused
+from dropforge.domain.errors import Conflict, NotFound, Refused
 from dropforge.domain.names import id_of
 from dropforge.domain.storage_events import newest
 from dropforge.ports import Delete, Insert, Json, Ledger, Ports, Replace, Row, Write
@@ -376,11 +376,18 @@ def held(ports: Ports, partition: str, arrival: Arrival) -> Arrival | None:
             return found
     for row in ledger.scan(partition, f"held/{sha256}/", limit=100):
         found = _holder(ledger, partition, row, arrival)
-        if found is not None and found.etag == arrival.etag:
-            there = ports.drops.look(found.url)
-            if there is None or there.etag != arrival.etag:
-                return found
+        if found is not None and found.etag == arrival.etag and not _is_there(ports, found):
+            return found
     return None
+
+
+def _is_there(ports: Ports, arrival: Arrival) -> bool:
+    """Whether that write still lies where it came from, as far as can be said."""
+    try:
+        there = ports.drops.look(arrival.url)
+    except NotFound:  # in a store that this app no longer reads
+        return True
+    return there is not None and there.etag == arrival.etag
 
 
 def _holder(ledger: Ledger, partition: str, row: Row, arrival: Arrival) -> Arrival | None:

@@ -77,10 +77,10 @@ def under(
         new.clear()
         missing.clear()
 
-    for drop, row in _beside(ports, pipeline, container, prefix):
-        if drop is not None:
+    for place, row in _beside(ports, pipeline, container, prefix):
+        if place is not None:
             told.listed += 1
-            write = _news(ports, pipeline, everybody, drop, row, moved)
+            write = _news(pipeline, everybody, *place, row, moved)
             if write is not None and row is None:
                 new.append(write)
             elif write is not None:
@@ -106,9 +106,9 @@ def settle(ports: Ports, pipeline: Pipeline, told: Written, now: datetime, why: 
 
 
 def _news(
-    ports: Ports,
     pipeline: Pipeline,
     everybody: Sequence[Pipeline],
+    ref: BlobRef,
     drop: Drop,
     row: Row | None,
     moved: Callable[[BlobRef], str | None],
@@ -117,7 +117,6 @@ def _news(
     etag = normal_etag(drop.etag)
     if row is not None and row.value["etag"] == etag and row.value["gone_at"] is None:
         return None
-    ref = ports.drops.locate(drop.url)
     owner = arrivals.owner(everybody, ref.path)
     if owner is None or owner.name != pipeline.name:
         return None
@@ -132,20 +131,23 @@ def _is_gone(ports: Ports, url: str) -> bool:
         return False
 
 
-def _beside(ports: Ports, pipeline: Pipeline, container: str, prefix: str) -> Iterator[tuple[Drop | None, Row | None]]:
+def _beside(
+    ports: Ports, pipeline: Pipeline, container: str, prefix: str
+) -> Iterator[tuple[tuple[BlobRef, Drop] | None, Row | None]]:
     """The listing and the rows, side by side: what has no partner comes alone."""
     rows = books.every(ports.ledger, pipeline.partition, arrivals.seen_prefix(prefix))
     row = next(rows, None)
     for drop in ports.drops.list(container, prefix):
-        key = arrivals.seen_key(ports.drops.locate(drop.url).path)
+        ref = ports.drops.locate(drop.url)
+        key = arrivals.seen_key(ref.path)
         while row is not None and row.key < key:
             yield None, row
             row = next(rows, None)
         if row is not None and row.key == key:
-            yield drop, row
+            yield (ref, drop), row
             row = next(rows, None)
         else:
-            yield drop, None
+            yield (ref, drop), None
     while row is not None:
         yield None, row
         row = next(rows, None)

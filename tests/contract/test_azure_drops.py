@@ -115,6 +115,13 @@ def test_a_container_that_is_missing_is_trouble_and_not_a_file_that_is_gone(azur
             drops.fetch(url, "0x1", tmp_path / "copy")
 
 
+def test_a_name_that_the_service_refuses_is_not_there(drops: BlobDrops, tmp_path: Path) -> None:
+    url = "https://local.blob.localhost/drops/" + "/".join("ab" for _ in range(300))
+    assert drops.look(url) is None
+    with pytest.raises(NotFound):
+        drops.fetch(url, "0x1", tmp_path / "copy")
+
+
 def test_a_sas_url_opens_the_account_it_names(azurite: Azurite, client: ContainerClient) -> None:
     client.upload_blob("a.csv", b"x")
     sas = generate_account_sas(ACCOUNT, KEY, "sco", "rl", datetime.now(UTC) + timedelta(hours=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ from tests.e2e.machine import COIN, Platform, eventually, sources_of, throws
 __all__ = ["azurite"]
 
 
+def apply_coin(platform: Platform, folder: Path, max_files: int = 1) -> None:
+    """A pipeline whose every file is a dataset version, and which trains nothing."""
+    pipeline = folder / "coin"
+    pipeline.mkdir()
+    text = (COIN / "pipeline.yaml").read_text().replace("max_files: 3", f"max_files: {max_files}")
+    text = text.replace("command: python train.py", "command: python train.py\n  min_rows: 1000000")
+    (pipeline / "pipeline.yaml").write_text(text)
+    (pipeline / "train.py").write_text("raise SystemExit(1)")
+    platform.client.apply("coin", pipeline)
+
+
 @pytest.fixture
 def container(azurite: Azurite) -> Iterator[ContainerClient]:
     with azurite.container("drops") as client:
@@ -34,13 +46,7 @@ def platform(tmp_path: Path, azurite: Azurite, container: ContainerClient) -> It
     never = "0 0 0 1 1 *"
     environment = {"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": azurite.connection_string}
     with Platform(tmp_path / "state", **environment, DROPFORGE_RECONCILE_SCHEDULE=never) as platform:
-        pipeline = tmp_path / "coin"
-        pipeline.mkdir()
-        text = (COIN / "pipeline.yaml").read_text().replace("max_files: 3", "max_files: 1")
-        text = text.replace("command: python train.py", "command: python train.py\n  min_rows: 1000000")
-        (pipeline / "pipeline.yaml").write_text(text)
-        (pipeline / "train.py").write_text("raise SystemExit(1)")
-        platform.client.apply("coin", pipeline)
+        apply_coin(platform, tmp_path)
         yield platform
 
 
@@ -91,7 +97,7 @@ def test_an_uploaded_blob_becomes_a_dataset_version(
 
 
 def test_the_samples_of_other_accounts_and_nonsense_are_answered_and_bring_nothing(platform: Platform) -> None:
-    for name in sorted(path.name for path in PAYLOADS.glob("*blob*.json")) + ["eventgrid.directory_renamed.adls.json"]:
+    for name in [*sorted(path.name for path in PAYLOADS.glob("*blob*.json")), "eventgrid.directory_renamed.adls.json"]:
         assert tell(platform, json.loads((PAYLOADS / name).read_text())) == 202
     assert tell(platform, [sample("eventgrid.blob_deleted.json", url="http://169.254.169.254/x")]) == 202
     assert tell(platform, [{"id": "1", "eventType": "Contoso.Made", "data": None}] * 500) == 202
@@ -108,13 +114,7 @@ def test_reconcile_finds_what_no_event_told_and_what_is_gone(
 ) -> None:
     environment = {"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": azurite.connection_string}
     with Platform(tmp_path / "state", **environment) as platform:
-        pipeline = tmp_path / "coin"
-        pipeline.mkdir()
-        text = (COIN / "pipeline.yaml").read_text().replace("max_files: 3", "max_files: 1")
-        text = text.replace("command: python train.py", "command: python train.py\n  min_rows: 1000000")
-        (pipeline / "pipeline.yaml").write_text(text)
-        (pipeline / "train.py").write_text("raise SystemExit(1)")
-        platform.client.apply("coin", pipeline)
+        apply_coin(platform, tmp_path)
         container.upload_blob("coin/a.csv", throws(tmp_path / "files", 0, rows=20).read_bytes())
         eventually(lambda: files(platform, "accepted") == 1, 60, platform.log)
         eventually(lambda: platform.status("coin")["dataset"], 60, platform.log)
@@ -126,10 +126,47 @@ def test_reconcile_finds_what_no_event_told_and_what_is_gone(
         assert platform.status("coin")["dataset"]["files"] == 1
 
 
-def test_the_platform_says_what_is_wrong_with_its_storage_setting(tmp_path: Path) -> None:
+def test_a_file_moved_and_taken_away_in_the_local_folder(tmp_path: Path) -> None:
+    with Platform(tmp_path / "state") as platform:
+        apply_coin(platform, tmp_path)
+        platform.drop("coin/", throws(tmp_path / "files", 0, rows=20))
+        eventually(lambda: platform.status("coin")["dataset"], 60, platform.log)
+        folder = platform.state / "drops" / "coin"
+        (dropped,) = folder.iterdir()
+        dropped.rename(folder / "moved.csv")
+        eventually(lambda: files(platform, "unchanged") == 1, 60, platform.log)
+        (folder / "moved.csv").unlink()
+        ledger = SqliteLedger(platform.state / "ledger.db")
+        gone = eventually(lambda: list(arrivals.gone_of(ledger, "p.coin", 1)), 60, platform.log)
+        ledger.close()
+        assert [each["url"].rpartition("/")[2] for each in gone] == [dropped.name]
+        eventually(lambda: not any(platform.status("coin")["busy"].values()), 60, platform.log)
+        assert len(sources_of(platform.state / "tables" / "coin")) == 20
+
+
+def test_an_array_of_five_thousand_is_taken_down_within_event_grids_patience(tmp_path: Path) -> None:
+    with Platform(
+        tmp_path / "state", DROPFORGE_STORAGE_EVENTS_TO="", DROPFORGE_SWEEP_SCHEDULE="0 0 0 1 1 *"
+    ) as platform:
+        apply_coin(platform, tmp_path, max_files=1000)
+        platform.client.post("pipelines/coin/pause", reason="what is tested is the door")
+        events = [
+            sample(
+                "eventgrid.blob_created.putblocklist.json",
+                url=f"https://local.dfs.core.windows.net/drops/coin/{number:04}.csv",
+                eTag=f'"0x{number:X}"',
+            )
+            for number in range(5000)
+        ]
+        begun = time.monotonic()
+        assert tell(platform, events) == 202
+        assert time.monotonic() - begun < 25
+        assert files(platform, "pending") == 5000
+
+
+def test_the_platform_does_not_start_without_the_account_it_should_read(tmp_path: Path) -> None:
     platform = Platform(tmp_path / "state", DROPFORGE_DROPS="azure")
     platform.start()
-    try:
-        eventually(lambda: "DROPFORGE_STORAGE must name the storage account" in platform.log(), 60, platform.log)
-    finally:
-        platform.kill()
+    with pytest.raises(AssertionError, match="DROPFORGE_STORAGE must name the storage account"):
+        platform.ready()
+    assert platform.stop() == 2

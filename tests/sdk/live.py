@@ -35,6 +35,16 @@ NAMESPACE = {"UserConfig": {"Namespaces": [{"Name": "sbemulatorns", "Queues": []
 SUBJECTS = ("topic", "queues", "sessions", "subscriptions", "sb_client", "list_sessions")
 FILES = tuple(f"test_{each}.py" for each in SUBJECTS) + tuple(f"async_tests/test_{each}_async.py" for each in SUBJECTS)
 
+# Parts of names -> why these tests cannot pass here, whatever the endpoint does.
+KNOWN = {
+    "with_ssl_context": "TLS",
+    "custom_endpoint_connection_verify_exception": "TLS",
+    "message_amqp_over_websocket": "WebSockets; what else asks for them is run over TCP",
+    "queue_operation_negative": "the test replaces a function of the SDK by one without 7.15.0's new argument",
+    "next_available_session_timeout_value": "expects to wait 65 s; the client of 7.15.0 gives up after 5 s",
+    "autolockrenew_many_msgs": "300 renewals by threads within 10 s; the sync client needs too long for each",
+}
+
 # Not among the 273: the tests of the management API, each of which wants the namespace for itself.
 MANAGEMENT = ("mgmt_tests", "mgmt_tests/async")
 
@@ -69,13 +79,14 @@ class Result:
     def report(self) -> str:
         counts = self.counts
         told = ", ".join(f"{counts[each]} {each}" for each in ("passed", "xpassed", "xfailed", "skipped", "failed"))
-        lines = [f"FAILED {each.test} ({each.seconds} s)\n       {_last_line(each.error)}" for each in self.failed()]
+        lines = [f"FAILED {each.test} ({each.seconds} s)\n       {_reason(each)}" for each in self.failed()]
         return "\n".join([*lines, f"{len(self.outcomes)} tests: {told}"])
 
 
-def _last_line(error: str) -> str:
-    told = [line for line in error.splitlines() if line.startswith("E ")]
-    return told[-1][:300] if told else error.strip()[-300:]
+def _reason(one: Outcome) -> str:
+    known = [reason for name, reason in KNOWN.items() if name in one.test]
+    told = [line for line in one.error.splitlines() if line.startswith("E ")]
+    return f"known: {known[0]}" if known else told[-1][:300] if told else one.error.strip()[-300:]
 
 
 def run(endpoint: Endpoint, at_once: int = AT_ONCE, select: str = "", tests: Sequence[str] = FILES) -> Result:

@@ -96,7 +96,8 @@ def _settings(endpoint: Endpoint, path: Path) -> dict[str, str]:
         client.create_queue(own)
         client.create_queue(f"{own}-sessions", requires_session=True)
         client.create_topic(f"{own}-topic")
-        client.create_subscription(f"{own}-topic", f"{own}-sub")
+        # One of them lists the sessions of its subscription; the others receive from theirs without sessions.
+        client.create_subscription(f"{own}-topic", f"{own}-sub", requires_session="list_sessions" in path.stem)
     return {
         "SERVICEBUS_CONNECTION_STR": ROOT_KEY.connection_string(endpoint),
         "SERVICEBUS_FULLY_QUALIFIED_NAMESPACE": endpoint.amqp,

@@ -174,6 +174,9 @@ class BlobDrops:
             return Unavailable(f"there is no {place}; create it, or correct {SETTING} and DROPFORGE_DROP_CONTAINER")
         if status == 404:
             return NotFound(f"{url} is gone", url=url)
+        if status == 400 and ref is not None:
+            # Nor may an event that names what no blob can be called hold up the files beside it.
+            return NotFound(f"{url} is no name of a blob ({code or error})", url=url)
         if status == 412:
             return Conflict(f"{url} has been written again: etag {etag} is not there any more", url=url)
         if code == "BlobArchived":
@@ -181,7 +184,7 @@ class BlobDrops:
         if status in (401, 403):
             return Unavailable(
                 f"{place} may not be read ({code or status}); give the app's identity the role Storage Blob Data "
-                f"Contributor there, or correct {SETTING}"
+                f"Reader there, or correct {SETTING}"
             )
         if status is not None and status < 500 and status not in (408, 409, 429):
             return BadInput(f"{place} refused {url or 'to be listed'}: {code or error}", url=url)

@@ -23,9 +23,12 @@ class Request(msgspec.Struct, rename="camel"):
     asynchronous_pattern_enabled: bool = True
 
 
+_decoder = msgspec.json.Decoder(Request)
+
+
 async def call(request_json: str) -> str:
     """The final response as `{"statusCode", "headers", "content"}`. Raises aiohttp.ClientError, ValueError."""
-    request = msgspec.json.decode(request_json, type=Request)
+    request = _decoder.decode(request_json)
     if bytes(request.token_source) not in (b"", b"null"):
         raise ValueError(
             "call_http with a token source needs the managed identity of an Azure resource, which a single machine "

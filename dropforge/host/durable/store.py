@@ -24,6 +24,8 @@ from dropforge.host.durable.errors import EngineStopped
 from dropforge.host.durable.execution import ActivityOrder, Execution
 from dropforge.host.durable.messages import Kind, Message, Parent
 
+_parent = msgspec.json.Decoder(Parent)
+
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE instances (
@@ -201,7 +203,7 @@ class Store:
             name,
             version,
             input_,
-            msgspec.json.decode(parent, type=Parent) if parent else None,
+            _parent.decode(parent) if parent else None,
             book=books.decode(book),
         )
         for events in self.history(serial) if status in LIVE else ():

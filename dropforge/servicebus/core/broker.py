@@ -78,6 +78,10 @@ class Broker:
         """Commit and close the store. A second call does nothing."""
         self._store.close()
 
+    def abandon(self) -> None:
+        """Close the store as it was after the last commit."""
+        self._store.abandon()
+
     # ---------------------------------------------------------------------------------------------------- finding
 
     def resolve(self, address: str) -> Entity:
@@ -138,8 +142,11 @@ class Broker:
         return self._make_queue(self._new_record(settings.name, Kind.QUEUE, _dump(settings)), settings)
 
     def create_topic(self, settings: TopicSettings) -> Topic:
-        """With the subscriptions that the settings name. Raises `BrokerError`."""
+        """With the subscriptions that the settings name, or not at all. Raises `BrokerError`."""
         self._check_free(settings.name)
+        for subscription in settings.subscriptions:
+            self._check_targets(path_of(settings.name, subscription.name), subscription)
+            Subscription.check(subscription)
         bare = settings.without_subscriptions()
         topic = self._make_topic(self._new_record(settings.name, Kind.TOPIC, _dump(bare)), bare)
         for subscription in settings.subscriptions:

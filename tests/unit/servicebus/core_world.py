@@ -128,9 +128,7 @@ class World:
 
     def restart(self, namespace: Namespace | None = None) -> None:
         """As after kill -9: nothing that is not committed is there."""
-        assert self.store._connection is not None
-        self.store._connection.close()
-        self.store._connection = None
+        self.broker.abandon()
         self.namespace = namespace or self.namespace
         self.store = Store(self.path)
         self.broker = Broker(self.namespace, self.store, self.clock)

@@ -236,6 +236,7 @@ def test_what_cannot_be_made_or_changed_is_refused() -> None:
     refused = [
         (lambda: world.broker.create_queue(queue("Q")), "already exists"),
         (lambda: world.broker.create_topic(topic("q")), "already exists"),
+        (lambda: world.broker.create_topic(topic("n", subscription("s", forward_to="nowhere"))), "could not be found"),
         (lambda: world.broker.create_subscription("t", subscription("S")), "already exists"),
         (lambda: world.broker.create_subscription("q", subscription("s")), "could not be found"),
         (lambda: world.broker.create_queue(queue("n", forward_to="nowhere")), "could not be found"),

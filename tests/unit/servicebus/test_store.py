@@ -72,6 +72,27 @@ def test_numbers_go_on_where_they_were_though_nothing_is_left(world: World) -> N
     assert world.send("q", message("c")) == [3]
 
 
+def test_a_number_is_not_used_again_after_its_message_left_in_a_later_life(world: World) -> None:
+    world.send("q", message("a"))
+    world.restart()
+    world.settle("q", world.taker("q").token)
+    world.restart()
+    assert world.send("q", message("b")) == [2]
+
+
+def test_numbers_of_forwarded_messages_are_not_used_again(path: Path) -> None:
+    with World(queue(), queue("other"), path=path) as world:
+        world.send("q", message("a"))
+        taker = world.taker("q")
+        world.broker.update_queue(queue(forward_to="other"))
+        world.send("q", message("b"))
+        world.settle("q", taker.token)
+        world.broker.update_queue(queue())
+        world.turn()
+        world.restart()
+        assert world.send("q", message("c")) == [3]
+
+
 def test_the_history_of_duplicates_outlives_a_restart_and_ends_in_time(world: World) -> None:
     world.send("q", message("a", message_id="1"))
     world.pass_time(10_000)
