@@ -73,7 +73,7 @@ def _command(path: str, kind: Kind) -> Any:
         path,
         role=ROLES[kind],
         gives={200 if kind in AT_ONCE else 202: "Accepted"},
-        refusals=(409, 413, 415, 422),
+        refusals=(409, 413, 415),
         body=bodies.asker() if "{run}" in path else bodies.arguments(kind),
         starts=True,
     )
@@ -85,7 +85,7 @@ def _command(path: str, kind: Kind) -> Any:
     "v1/commands",
     role=Role.OPERATOR,
     gives={200: "Accepted", 202: "Accepted"},
-    refusals=(409, 413, 415, 422),
+    refusals=(409, 413, 415),
     body=bodies.any_command(),
     starts=True,
 )
@@ -154,7 +154,7 @@ async def cancel_run(call: Call) -> func.HttpResponse:
     "v1/pipelines/{name}/approvals/{run}",
     role=Role.APPROVER,
     gives={202: "Accepted"},
-    refusals=(409, 413, 415, 422),
+    refusals=(409, 413, 415),
     body=bodies.given_answer(),
     starts=True,
 )

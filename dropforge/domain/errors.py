@@ -55,7 +55,7 @@ class BadCommand(BadInput):
 
 
 class Reused(BadCommand):
-    http_status = 422
+    http_status = 409
 
 
 class NotFound(DropforgeError):

@@ -227,7 +227,7 @@ def test_a_request_with_a_key_has_one_effect_and_one_answer(platform: Platform) 
     again = train({"by": "ada"})
     assert (again.status, again.headers["idempotency-replayed"]) == (202, "true")
     assert {**again.json(), "repeated": False} == first.json()
-    assert problem(train({"version": 1}, "pipelines/coin/evaluate")) == (422, "reused")
+    assert problem(train({"version": 1}, "pipelines/coin/evaluate")) == (409, "reused")
     place = first.headers["location"]
     assert place == f"/api/v1/commands/{key}?pipeline=coin"
 
