@@ -22,7 +22,7 @@ up: setup
 	@$(BIN)/dropforge up
 
 test: setup
-	@$(BIN)/python -m pytest -m "not soak"
+	@scripts/test.sh
 
 soak: setup
 	@$(BIN)/python -m pytest -m soak --timeout 3600

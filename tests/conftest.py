@@ -22,6 +22,10 @@ EPISODES = "DROPFORGE_TEST_EPISODES"
 
 @pytest.fixture(scope="session", autouse=True)
 def _episodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if EPISODES in os.environ:
+        # One folder for all the processes of `make test`, and for the replay after them.
+        yield
+        return
     os.environ[EPISODES] = str(tmp_path_factory.mktemp("episodes"))
     yield
     del os.environ[EPISODES]
