@@ -70,6 +70,7 @@ class Door:
     host: str
     port: int
     path: str
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Figures:
     p50: float
     p99: float
     worst: float
+    # What an event costs the host's processor, everything it does meanwhile included.
+    cpu: float
     failed: int
 
 
@@ -151,6 +154,7 @@ async def measure(door: Door, bodies: list[bytes], rate: float) -> Figures:
         writer.close()
 
     senders = [asyncio.create_task(send()) for _ in range(CONNECTIONS)]
+    spent = cpu_seconds(door.pid)
     begun = time.perf_counter() + 0.1
     for number, body in enumerate(bodies):
         due = begun + number / rate
@@ -161,7 +165,14 @@ async def measure(door: Door, bodies: list[bytes], rate: float) -> Figures:
         queue.put_nowait(None)
     await asyncio.gather(*senders)
     cuts = statistics.quantiles(times, n=100)
-    return Figures(*(round(1000 * value, 1) for value in (cuts[49], cuts[98], max(times))), failed)
+    cpu = round(1000 * (cpu_seconds(door.pid) - spent) / len(bodies), 2)
+    return Figures(*(round(1000 * value, 1) for value in (cuts[49], cuts[98], max(times))), cpu, failed)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # ------------------------------------------------------------------------------------------------ hosts
@@ -197,7 +208,7 @@ def door_of(state: Path) -> Door:
     told = json.loads((state / "connection.json").read_text())
     url = urlsplit(told["url"])
     path = f"/runtime/webhooks/EventGrid?functionName=on_blob_event&code={told['system_keys']['eventgrid_extension']}"
-    return Door(url.hostname or "", url.port or 0, path)
+    return Door(url.hostname or "", url.port or 0, path, told["pid"])
 
 
 def apply(state: Path, folder: Path, name: str, max_files: int) -> Client:
@@ -269,7 +280,7 @@ def main() -> None:
             go("intake", state, bodies[500:])
             assert recorded(state, "intake") == count + 500, "an event that was answered is not in the ledger"
     figures: dict[str, Any] = {
-        f"{kind}_{key}_ms": getattr(each, key) for kind, each in found.items() for key in ("p50", "p99")
+        f"{kind}_{key}_ms": getattr(each, key) for kind, each in found.items() for key in ("p50", "p99", "cpu")
     }
     figures |= {
         "failed": sum(each.failed for each in found.values()),

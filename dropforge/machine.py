@@ -122,6 +122,7 @@ def _service_bus(folder: Path, state: Path, port: int) -> tuple[Sidecar, str]:
         env={"DROPFORGE_SERVICE_BUS_KEY": key},
         ready_url=f"http://127.0.0.1:{admin}/health",
         url=f"sb://127.0.0.1:{amqp}",
+        needed=True,
     )
     connection = (
         f"Endpoint=sb://127.0.0.1:{amqp};SharedAccessKeyName={_KEY_NAME};SharedAccessKey={key};"

@@ -11,17 +11,22 @@ T = TypeVar("T")
 
 # So many at a time: none of them waits long for the others.
 MOST = 200
+PAUSE_SECONDS = 0.008
 
 
 class Gathered(Generic[T]):
     """Calls `work` with everything that has come in since its last call began, one call at a time.
 
-    Nothing waits for company: what comes in alone is worked on at once. Each caller returns when its own item is done
-    and gets its own error; one that `work` raises is everybody's of that call.
+    What comes in alone is worked on at once. While more comes in than that, a call begins `pause` seconds after the one
+    before at the earliest: what a call costs is then shared by more. Each caller returns when its own item is done and
+    gets its own error; one that `work` raises is everybody's of that call.
     """
 
-    def __init__(self, work: Callable[[list[T]], Awaitable[dict[int, Exception]]]) -> None:
+    def __init__(
+        self, work: Callable[[list[T]], Awaitable[dict[int, Exception]]], pause: float = PAUSE_SECONDS
+    ) -> None:
         self._work = work
+        self._pause = pause
         self._waiting: deque[tuple[T, asyncio.Future[None]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
@@ -35,7 +40,9 @@ class Gathered(Generic[T]):
         await done
 
     async def _go_on(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
+            begun = loop.time()
             batch = [self._waiting.popleft() for _ in range(min(MOST, len(self._waiting)))]
             try:
                 failures = await self._work([item for item, _ in batch])
@@ -48,3 +55,5 @@ class Gathered(Generic[T]):
                     done.set_exception(failures[place])
                 else:
                     done.set_result(None)
+            if self._waiting and len(self._waiting) < MOST:
+                await asyncio.sleep(begun + self._pause - loop.time())

@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 7071
 _LAST_CALL_SECONDS = 0.5
+_SIDECAR_PATIENCE_SECONDS = 5.0
 _SWITCH_SECONDS = 0.0005
 _SETTLED_SECONDS = (0.0, 20.0, 60.0)
 CONNECTION_FILE = "connection.json"
@@ -270,14 +271,22 @@ class Host:
         for service in self._services.values():
             routes += service.routes()
         self._server = Server(listener, routes, settings.cors, self.host_json.custom_headers, RPC_PREFIX)
+        self._start_sidecars()
         # Requests that arrive while the engine reads its history wait in the backlog of the socket.
         await self._flows.start()
         self._resources.push_async_callback(self._flows.stop, 0.0)
         await self._server.start()
         self._resources.push_async_callback(self._server.stop)
         self._resources.push_async_callback(self._close_services)
+        # A receiver that finds nobody tries again seconds later.
+        await self._sidecars.wait_for_needed(_SIDECAR_PATIENCE_SECONDS)
         for service in self._services.values():
             await service.start()
+
+    def _start_sidecars(self) -> None:
+        self._sidecars = Sidecars(self.options.sidecars, self.options.state / "logs")
+        self._resources.push_async_callback(self._sidecars.stop)
+        self._sidecars.start()
 
     def _serve_bus_outputs(self) -> None:
         if all(binding.type != service_bus.OUTPUT for function in self.app.functions for binding in function.sent):
@@ -304,9 +313,6 @@ class Host:
         if subscriptions.runs:
             announcer = Announcer(subscriptions.runs, Delivered(state / "run_events.db"), webhook.post, retries)
             self._announce(announcer, RunEvents(state / "runs", announcer))
-        sidecars = Sidecars(self.options.sidecars, state / "logs")
-        self._resources.push_async_callback(sidecars.stop)
-        sidecars.start()
 
     def _announce(self, announcer: Announcer, source: StorageEvents | RunEvents) -> None:
         self._announcers.append(announcer)

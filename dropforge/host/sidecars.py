@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A process that lived so long had started well: the next restart is quick again.
 _LIVED_WELL_SECONDS = 30.0
-_READY_POLL_SECONDS = 0.1
+_READY_POLL_SECONDS = 0.05
 _LOG_BYTES = 20 * 1024 * 1024
 
 
@@ -39,6 +39,8 @@ class Sidecar:
     env: Mapping[str, str] = field(default_factory=dict)
     ready_url: str | None = None
     url: str | None = None
+    # Whether triggers have use for it: they start once it is ready, or after a while without it.
+    needed: bool = False
 
 
 class Sidecars:
@@ -67,6 +69,14 @@ class Sidecars:
     async def ready(self, name: str) -> None:
         """Wait until the process has answered its `ready_url` (or, without one, has started)."""
         await self._ready[name].wait()
+
+    async def wait_for_needed(self, seconds: float) -> None:
+        """Wait until those that triggers need are ready, so many seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for sidecar in self._sidecars:
+                    if sidecar.needed:
+                        await self.ready(sidecar.name)
 
     def pid(self, name: str) -> int | None:
         return self._pids.get(name)

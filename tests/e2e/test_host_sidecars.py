@@ -94,6 +94,25 @@ def test_a_sidecar_is_ready_when_its_url_answers(tmp_path: Path) -> None:
     run(work())
 
 
+def test_triggers_wait_for_a_sidecar_that_they_need_and_for_no_other_and_not_for_ever(tmp_path: Path) -> None:
+    never = "http://127.0.0.1:9/"
+
+    async def work() -> None:
+        sidecars = Sidecars(
+            [Sidecar("other", SLEEPER, ready_url=never), Sidecar("bus", SLEEPER, needed=True)], tmp_path
+        )
+        sidecars.start()
+        await sidecars.wait_for_needed(30)
+        assert sidecars.pid("bus")
+        await sidecars.stop()
+        sidecars = Sidecars([Sidecar("bus", SLEEPER, ready_url=never, needed=True)], tmp_path)
+        sidecars.start()
+        await sidecars.wait_for_needed(0.5)
+        await sidecars.stop()
+
+    run(work())
+
+
 def test_one_that_ignores_the_signal_is_killed_with_its_children(tmp_path: Path) -> None:
     script = (
         "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork();"

@@ -93,9 +93,10 @@ class SqliteLedger:
         with locked(self._lock_path), self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                for write, text in checked:
-                    if not _apply(connection, partition, write, text):
-                        raise conflict(partition, write)
+                if not _inserted(connection, partition, checked):
+                    for write, text in checked:
+                        if not _apply(connection, partition, write, text):
+                            raise conflict(partition, write)
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
@@ -160,6 +161,22 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
             f"ledger {path} has schema version {version}, this dropforge reads {SCHEMA_VERSION}; "
             "use the dropforge that wrote it, or another state folder"
         )
+
+
+def _inserted(connection: sqlite3.Connection, partition: str, checked: Sequence[tuple[Write, str]]) -> bool:
+    """Whether all of it was new rows, which are then written by one statement: each statement has to wait its turn among
+    the threads of a busy process. False: nothing is written."""
+    values: list[str] = []
+    for write, text in checked:
+        if not isinstance(write, Insert):
+            return False
+        values += (partition, write.key, text, secrets.token_hex(8))
+    rows = ",".join(["(?, ?, ?, ?)"] * len(checked))
+    try:
+        connection.execute(f"INSERT INTO rows VALUES {rows}", values)  # noqa: S608 - only question marks
+    except sqlite3.IntegrityError:
+        return False
+    return True
 
 
 def _apply(connection: sqlite3.Connection, partition: str, write: Write, text: str) -> bool:
