@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import random
 import threading
@@ -202,6 +203,8 @@ def play(folder: Path, *, commands: int, files: int, trainings: int, kills: int,
         for name in PIPELINES:
             eventually(lambda name=name: taken_in(platform, name), 240, platform.log)
     ended(state, folder, made, files)
+    # Now, while what it says about the SDK's sockets is left aside.
+    gc.collect()
 
 
 def collected(platform: Platform, queue: str, wanted: set[str], seconds: float = 600) -> Counter[str]:
