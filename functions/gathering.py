@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 # So many at a time: none of them waits long for the others.
 MOST = 200
-PAUSE_SECONDS = 0.008
+PAUSE_SECONDS = 0.005
 
 
 class Gathered(Generic[T]):

@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_PORT = 7071
 _LAST_CALL_SECONDS = 0.5
 _SIDECAR_PATIENCE_SECONDS = 5.0
-_SWITCH_SECONDS = 0.0005
+_SWITCH_SECONDS = 0.0001
 _SETTLED_SECONDS = (0.0, 20.0, 60.0)
 CONNECTION_FILE = "connection.json"
 # Inputs beside the trigger that a function may have.

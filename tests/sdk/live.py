@@ -35,14 +35,14 @@ NAMESPACE = {"UserConfig": {"Namespaces": [{"Name": "sbemulatorns", "Queues": []
 SUBJECTS = ("topic", "queues", "sessions", "subscriptions", "sb_client", "list_sessions")
 FILES = tuple(f"test_{each}.py" for each in SUBJECTS) + tuple(f"async_tests/test_{each}_async.py" for each in SUBJECTS)
 
-# Parts of names -> why these tests cannot pass here, whatever the endpoint does.
+# Parts of names -> why these tests fail here, whatever the endpoint does.
 KNOWN = {
     "with_ssl_context": "TLS",
     "custom_endpoint_connection_verify_exception": "TLS",
     "message_amqp_over_websocket": "WebSockets; what else asks for them is run over TCP",
     "queue_operation_negative": "the test replaces a function of the SDK by one without 7.15.0's new argument",
     "next_available_session_timeout_value": "expects to wait 65 s; the client of 7.15.0 gives up after 5 s",
-    "autolockrenew_many_msgs": "300 renewals by threads within 10 s; the sync client needs too long for each",
+    "autolockrenew_many_msgs": "300 renewals by threads within 10 s: the sync client manages them on a quiet machine only",
 }
 
 # Not among the 273: the tests of the management API, each of which wants the namespace for itself.
