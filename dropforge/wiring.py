@@ -29,7 +29,7 @@ def _local(chosen: Settings) -> Ports:
     artifacts = LocalArtifacts(state / "artifacts")
     return Ports(
         ledger=ledger,
-        drops=_drops(chosen),
+        drops=drops(chosen),
         artifacts=artifacts,
         tables=DeltaTables(str(state / "tables")),
         compute=LocalCompute(state / "runs", artifacts),
@@ -54,7 +54,7 @@ def _listeners(chosen: Settings) -> dict[str, Events]:
     return found
 
 
-def _drops(chosen: Settings) -> Drops:
+def drops(chosen: Settings) -> Drops:
     """Where files are dropped: of every family, because a laptop may work on what lies in Azure."""
     if chosen.drops == "azure":
         from dropforge.adapters.azure.blobs import BlobDrops

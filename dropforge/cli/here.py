@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from dropforge.cli.shown import err, show
 from dropforge.client import drop_file, find_state
 from dropforge.domain.errors import BadInput, NotFound, Unavailable
 from dropforge.domain.names import checked_name
+from dropforge.settings import settings
+from dropforge.wiring import drops
 
 # From so many files, or bytes, on, dropping takes long enough to say how far it is.
 _MANY_FILES, _MANY_BYTES = 10, 100 * 1024**2
@@ -106,12 +109,12 @@ def drop(
     state: State = None,
     as_json: AsJson = False,
 ) -> None:
-    """Drop files for a pipeline. If its folder lies here and has changed, it is applied first."""
+    """Drop files for a pipeline. If its folder lies here and has changed, it is applied first.
+
+    With DROPFORGE_DROPS=azure and DROPFORGE_STORAGE, as the host has them, the files go into the drop container.
+    """
     asked = client(state)
-    if asked.connection.state is None:
-        raise BadInput(
-            "this command drops into a host on this machine; elsewhere, upload to the drop container instead"
-        )
+    put = _into(asked.connection.state)
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise NotFound(f"{missing[0]} is not a file; nothing was dropped")
@@ -123,9 +126,28 @@ def drop(
     quiet = as_json or not many or not err.is_terminal
     dropped = []
     for file in track(files, "dropping", console=err, transient=True, disable=quiet):
-        target, written = drop_file(asked.connection.state, prefix, file)
-        dropped.append({"file": str(file), "dropped": str(target), "written": written})
+        target, written = put(prefix, file)
+        dropped.append({"file": str(file), "dropped": target, "written": written})
     show(dropped, as_json, lambda told: "\n".join(_dropped_line(each) for each in told))
+
+
+def _into(state: Path | None) -> Callable[[str, Path], tuple[str, bool]]:
+    """What puts a file under a prefix, and says where it lies then and whether it was written."""
+    chosen = settings()
+    if chosen.drops == "azure":
+        store = drops(chosen)
+        return lambda prefix, file: (store.put(chosen.drop_container, prefix + file.name, file).url, True)
+    if state is None:
+        raise BadInput(
+            "this command drops into a host on this machine, or into the container of DROPFORGE_STORAGE with "
+            "DROPFORGE_DROPS=azure; neither is there"
+        )
+
+    def put(prefix: str, file: Path) -> tuple[str, bool]:
+        target, written = drop_file(state, prefix, file)
+        return str(target), written
+
+    return put
 
 
 def _dropped_line(each: dict[str, Any]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
 import uuid
@@ -115,10 +118,12 @@ def test_reconcile_finds_what_no_event_told_and_what_is_gone(
     environment = {"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": azurite.connection_string}
     with Platform(tmp_path / "state", **environment) as platform:
         apply_coin(platform, tmp_path)
-        container.upload_blob("coin/a.csv", throws(tmp_path / "files", 0, rows=20).read_bytes())
+        file = throws(tmp_path / "files", 0, rows=20)
+        command = [sys.executable, "-m", "dropforge.cli", "drop", "coin", str(file), "--state", str(platform.state)]
+        subprocess.run(command, env={**os.environ, **environment}, cwd=tmp_path / "files", check=True, timeout=60)
         eventually(lambda: files(platform, "accepted") == 1, 60, platform.log)
         eventually(lambda: platform.status("coin")["dataset"], 60, platform.log)
-        container.delete_blob("coin/a.csv")
+        container.delete_blob(f"coin/{file.name}")
         ledger = SqliteLedger(platform.state / "ledger.db")
         gone = eventually(lambda: list(arrivals.gone_of(ledger, "p.coin", 1)), 60, platform.log)
         ledger.close()
