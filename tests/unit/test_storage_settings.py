@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dropforge import wiring
 from dropforge.adapters.azure.blobs import BlobDrops
 from dropforge.adapters.local.drops import LocalDrops
 from dropforge.domain.errors import BadInput
 from dropforge.settings import read
-from dropforge.wiring import drops
 
 AZURITE = "UseDevelopmentStorage=true"
 
@@ -18,7 +18,7 @@ AZURITE = "UseDevelopmentStorage=true"
 def test_files_are_dropped_into_a_folder_unless_told_otherwise(tmp_path: Path) -> None:
     chosen = read({"DROPFORGE_STATE": str(tmp_path)})
     assert (chosen.drops, chosen.reconcile_schedule) == ("local", "0 */5 * * * *")
-    assert isinstance(drops(chosen), LocalDrops)
+    assert isinstance(wiring.drops(chosen), LocalDrops)
 
 
 def test_lost_files_are_looked_for_as_often_as_the_sweep_unless_told_otherwise() -> None:
@@ -28,7 +28,9 @@ def test_lost_files_are_looked_for_as_often_as_the_sweep_unless_told_otherwise()
 
 
 def test_a_container_of_azure_needs_its_account() -> None:
-    drops = drops(read({"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": AZURITE, "DROPFORGE_DROP_CONTAINER": "in"}))
+    drops = wiring.drops(
+        read({"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": AZURITE, "DROPFORGE_DROP_CONTAINER": "in"})
+    )
     assert isinstance(drops, BlobDrops)
     assert drops.locate("http://127.0.0.1:10000/devstoreaccount1/in/a.csv").account == "devstoreaccount1"
     drops.close()
@@ -45,7 +47,7 @@ def test_a_key_in_the_settings_is_not_shown() -> None:
 
 def test_an_account_reached_as_the_apps_identity_is_called_what_its_url_says() -> None:
     for url in ("https://acc.blob.core.windows.net", "https://acc.dfs.core.windows.net/"):
-        drops = drops(read({"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": url}))
+        drops = wiring.drops(read({"DROPFORGE_DROPS": "azure", "DROPFORGE_STORAGE": url}))
         assert isinstance(drops, BlobDrops)
         ref = drops.locate("https://acc.dfs.core.windows.net/drops/a.csv")
         assert ref.url == "https://acc.blob.core.windows.net/drops/a.csv"
