@@ -32,6 +32,10 @@ IDLE_MS: Final = 240_000
 # More than this waiting to be written, and the client gets no messages and is not read from until it has read.
 HIGH_WATER: Final = 1_048_576
 
+# What a socket has is read into here and copied out at once, for all connections. Without it asyncio maps and unmaps a
+# quarter of a megabyte for every read, a tenth of the work that a small message makes.
+_ARRIVING: Final = memoryview(bytearray(262_144))
+
 # Bytes of a transfer frame that are not payload, at the most.
 _TRANSFER_OVERHEAD: Final = 80
 _SMALLEST_FRAME: Final = 512
@@ -62,7 +66,7 @@ class Owner(Protocol):
     def after_pump(self, call: Callable[[], None]) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Frames in, calls of the core, frames out. What is written leaves at the end of the turn, after the commit."""
 
     def __init__(self, owner: Owner) -> None:
@@ -104,7 +108,14 @@ class Connection(asyncio.Protocol):
         self._owner.left(self)
         self._owner.turn_soon()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _ARRIVING
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(_ARRIVING[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
+        """Take in what the client sent; the turn that follows answers."""
         self.heard_at = asyncio.get_running_loop().time()
         if self.closing:
             return
