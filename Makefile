@@ -41,4 +41,4 @@ lock:
 	@scripts/lock.sh
 
 clean:
-	rm -rf .venv .venv-runtime .dropforge .demo dist build .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-runtime .dropforge .dropforge-cache .demo dist build .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.machine import Platform, eventually, throws
+from tests.e2e.machine import COIN, Platform, eventually, throws
 from tests.e2e.test_api import pipeline
 
 DROPFORGE = [sys.executable, "-m", "dropforge.cli"]
@@ -84,17 +84,25 @@ def test_a_watch_ends_when_nothing_is_left_to_do(platform: Platform, tmp_path: P
 
 
 def test_a_watch_is_drawn_in_a_terminal_and_ends_with_ctrl_c(platform: Platform, tmp_path: Path) -> None:
+    # A file that waits for its batch: the watch would go on for ten minutes.
+    folder = tmp_path / "watched"
+    folder.mkdir()
+    (folder / "pipeline.yaml").write_text((COIN / "pipeline.yaml").read_text().replace("name: coin", "name: watched"))
+    (folder / "train.py").write_text((COIN / "train.py").read_text())
+    platform.client.apply("watched", folder)
+    platform.drop("watched/", throws(tmp_path / "files", 0))
+    eventually(lambda: platform.status("watched")["files"]["pending"], 30, platform.log)
     process, screen = pty.fork()
     if process == 0:
         os.chdir(tmp_path)
         os.environ |= {"DROPFORGE_STATE": str(platform.state), "TERM": "xterm", "COLUMNS": "150"}
-        os.execv(DROPFORGE[0], [*DROPFORGE, "status", "coin", "--watch"])
+        os.execv(DROPFORGE[0], [*DROPFORGE, "status", "watched", "--watch"])
     seen = b""
     deadline = time.monotonic() + 30
-    while b"replicas ready" not in seen and time.monotonic() < deadline:
+    while b"1 pending" not in seen and time.monotonic() < deadline:
         if select.select([screen], [], [], 1)[0]:
             seen += os.read(screen, 65536)
-    assert b"replicas ready" in seen, seen
+    assert b"1 pending" in seen, seen
     os.write(screen, b"\x03")
     while select.select([screen], [], [], 10)[0]:
         try:
