@@ -36,6 +36,10 @@ class Problem(Exception):
         self.about = about
 
 
+# Python 3.13 took over these names.
+_RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
+
+
 def answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> func.HttpResponse:
     """The body as JSON."""
     text = msgspec.json.encode(body, enc_hook=str)
@@ -61,6 +65,11 @@ def refused(error: Mapping[str, Any], **about: object) -> func.HttpResponse:
     return _written(int(error["status"]), kind_of(str(error["type"])), str(error["detail"]), about, {})
 
 
+def phrase(status: int) -> str:
+    """What RFC 9110 calls a status, whichever names this Python has."""
+    return _RENAMED.get(status) or http.HTTPStatus(status).phrase
+
+
 def kind_of(name: str) -> str:
     """`NotFound` -> `not-found`: the last part of a problem's `type`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
@@ -71,7 +80,7 @@ def _written(
 ) -> func.HttpResponse:
     body: dict[str, object] = {
         "type": f"urn:dropforge:problem:{kind}",
-        "title": http.HTTPStatus(status).phrase,
+        "title": phrase(status),
         "status": status,
         "detail": detail,
     }

@@ -6,6 +6,7 @@ python -m functions.openapi > docs/openapi.json
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 from functools import cache
@@ -16,7 +17,8 @@ import msgspec
 from dropforge.domain import models, runs
 from dropforge.steps import views
 from functions import alerts, api_read, api_write
-from functions.operations import OPERATIONS, Operation, phrase
+from functions.answers import phrase
+from functions.operations import OPERATIONS, Operation
 from functions.parameters import Parameter
 
 VERSION = "1.0"
@@ -38,6 +40,10 @@ def document() -> dict[str, Any]:
     assert alerts and api_read and api_write  # these fill the table
     named = sorted({name for each in OPERATIONS for name in each.gives.values() if name[0].isupper()})
     _, schemas = msgspec.json.schema_components([*map(_shape, named), views.ProblemDetails], ref_template=REF)
+    for schema in schemas.values():
+        if "description" in schema:
+            # Python 3.13 cleans docstrings itself.
+            schema["description"] = inspect.cleandoc(schema["description"])
     paths: dict[str, dict[str, Any]] = {}
     for each in OPERATIONS:
         paths.setdefault(f"/{each.path}", {})[each.method.lower()] = _operation(each)

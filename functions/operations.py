@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
 import azure.durable_functions as df
@@ -178,11 +177,6 @@ def methods_of(path: str) -> list[str]:
 def _pattern(path: str) -> re.Pattern[str]:
     pieces = re.split(r"\{\w+\}", path)
     return re.compile("[^/]+".join(map(re.escape, pieces)), re.IGNORECASE)
-
-
-def phrase(status: int) -> str:
-    """What a status is called."""
-    return HTTPStatus(status).phrase
 
 
 def nothing(req: func.HttpRequest) -> func.HttpResponse:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import http
 import json
 from typing import Any
 
@@ -284,7 +283,7 @@ def test_what_a_step_has_refused_is_told_as_it_said_it() -> None:
     assert response.status_code == 422
     assert json.loads(response.get_body()) == {
         "type": "urn:dropforge:problem:run-failed",
-        "title": http.HTTPStatus(422).phrase,
+        "title": "Unprocessable Content",
         "status": 422,
         "detail": "no",
         "command": "c1",
