@@ -6,7 +6,11 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
+from dropforge.domain.endpoints import LATENCY_BOUNDS
+
+# Of the bounds that are counted, those that Prometheus is told.
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TOLD = tuple(LATENCY_BOUNDS.index(bound) for bound in BUCKETS)
 
 
 class Counts:
@@ -16,13 +20,30 @@ class Counts:
         self.requests = 0
         self.failed = 0
         self.seconds = 0.0
-        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.failed_seconds = 0.0
+        self.buckets = [0] * (len(LATENCY_BOUNDS) + 1)
 
     def add(self, seconds: float, failed: bool) -> None:
-        self.requests += 1
-        self.failed += failed
+        self.add_all((seconds,), failed)
+
+    def add_all(self, took: Sequence[float], failed: bool) -> None:
+        """Requests that took so many seconds each."""
+        seconds = sum(took)
+        self.requests += len(took)
         self.seconds += seconds
-        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        if failed:
+            self.failed += len(took)
+            self.failed_seconds += seconds
+        buckets = self.buckets
+        for each in took:
+            buckets[bisect_left(LATENCY_BOUNDS, each)] += 1
+
+    def copy(self) -> Counts:
+        """What is counted by now."""
+        made = Counts()
+        made.requests, made.failed, made.seconds = self.requests, self.failed, self.seconds
+        made.failed_seconds, made.buckets = self.failed_seconds, [*self.buckets]
+        return made
 
 
 def family(name: str, kind: str, text: str, values: Iterable[tuple[dict[str, str], float]]) -> Iterator[str]:
@@ -37,8 +58,9 @@ def histogram(name: str, text: str, counted: Sequence[tuple[dict[str, str], Coun
     if counted:
         yield from (f"# HELP {name} {text}", f"# TYPE {name} histogram")
     for labels, counts in counted:
-        bounds = (*map(str, BUCKETS), "+Inf")
-        for bound, total in zip(bounds, accumulate(counts.buckets), strict=True):
+        reached = [*accumulate(counts.buckets)]
+        totals = (*(reached[place] for place in _TOLD), reached[-1])
+        for bound, total in zip((*map(str, BUCKETS), "+Inf"), totals, strict=True):
             yield _sample(f"{name}_bucket", total, {**labels, "le": bound})
         yield _sample(f"{name}_sum", counts.seconds, labels)
         yield _sample(f"{name}_count", counts.requests, labels)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,10 +17,24 @@ import numpy as np
 import onnxruntime
 
 from dropforge.domain.endpoints import Deployment
-from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
+from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Refused, Unavailable
 from dropforge.domain.names import checked_name
+from dropforge.serving.devices import Graphs, Run, in_use, run_of, run_on_cpu, session_on
+from dropforge.serving.priority import LONG
+from dropforge.serving.protocol import Codec
+from dropforge.serving.provider import CPU, Provider
 from dropforge.serving.rows import matrix_columns
+from dropforge.serving.statistics import Statistics
 from dropforge.serving.tensors import KINDS, Array, Feeds, Tensor
+
+# Files from here on are verified apart; starting a program costs 20 ms.
+APART_BYTES = 64 * 1024**2
+_APART = f"""
+import hashlib, os, sys
+os.nice(max(0, {LONG} - os.nice(0)))
+with open(sys.argv[1], "rb") as file:
+    print(hashlib.file_digest(file, "sha256").hexdigest())
+"""
 
 
 class ModelFailed(DropforgeError):
@@ -31,29 +47,71 @@ class Model:
 
     def __init__(self, deployment: Deployment, session: Any) -> None:
         self.deployment = deployment
+        self.key = (deployment.model, deployment.version)
         self.inputs = _tensors("input", session.get_inputs())
         self.outputs = _tensors("output", session.get_outputs())
         self.columns = matrix_columns(self.inputs, session.get_modelmeta().custom_metadata_map)
+        self.provider = str(session.get_providers()[0])
         self.load_seconds = 0.0
-        # The longest that a small request took lately. It starts high: a new model has to show that it is fast.
-        self.small_seconds = 0.01
+        self.file_bytes = 0
+        # What it took, measured, and in words.
+        self.memory_bytes = 0
+        self.memory = "not measured"
+        self.codec = Codec(self.inputs, self.outputs, self.columns)
+        self.statistics = Statistics()
+        # Whether requests may be run together: only once it is seen that this changes no answer.
+        self.batches = False
+        # Seconds that it took for so many rows, when it was tried.
+        self.tried: dict[int, float] = {}
+        # Only the number of rows differs from request to request; and all inputs are known to have as many.
+        self.one_shape = all(isinstance(dim, int) for tensor in self.inputs for dim in tensor.dims[1:])
+        rows = {tensor.dims[0] if tensor.dims else None for tensor in self.inputs}
+        self.one_rows = len(self.inputs) == 1 or (len(rows) == 1 and rows != {None} and rows != {""})
         self.headers = {
             "dropforge-model": deployment.model,
             "dropforge-version": str(deployment.version),
             "dropforge-dataset-version": str(deployment.dataset_version),
         }
-        self._session = session
+        # How it answers over gRPC, once it has.
+        self.voice: Any = None
+        self._run: Run = run_on_cpu(session)
+
+    def run_by(self, run: Run, provider: str) -> None:
+        """From now on by that means, and say that it is this provider."""
+        self._run, self.provider = run, provider
+
+    def let_batch(self) -> None:
+        """Its rows do not change each other's answers: requests may be run together."""
+        self.batches = True
+        if isinstance(self._run, Graphs):
+            self._run.begin()
 
     def run(self, outputs: Sequence[str], feeds: Feeds) -> list[Array]:
         """The outputs, in the order asked for. Raises `ModelFailed`."""
         try:
-            return self._session.run(outputs, feeds)  # type: ignore[no-any-return]
+            return self._run(outputs, feeds)
         except Exception as error:
             raise ModelFailed(f"{self} failed: {_one_line(error)}") from error
 
-    def took(self, seconds: float) -> None:
-        """Remember how long a small request took; one that took long is remembered for a hundred that did not."""
-        self.small_seconds = max(seconds, 0.95 * self.small_seconds)
+    def try_run(self, outputs: Sequence[str], feeds: Feeds) -> list[Array]:
+        """Run it before it serves, and remember how long that took. Raises `ModelFailed`."""
+        clock = time.thread_time if self.runs_here else time.perf_counter
+        began = clock()
+        found = self.run(outputs, feeds)
+        if self.inputs and (shape := feeds[self.inputs[0].name].shape):
+            self.tried[shape[0]] = clock() - began
+        return found
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether it is run by the thread that asks."""
+        return self.provider == "CPUExecutionProvider"
+
+    def shape_key(self, feeds: Feeds) -> object:
+        """What feeds must have in common to be run together; nothing else has what fits no other."""
+        if not self.one_rows and len({array.shape[:1] for array in feeds.values()}) > 1:
+            return object()
+        return None if self.one_shape else tuple([array.shape[1:] for array in feeds.values()])
 
     def accepts(self, feeds: Feeds) -> bool:
         """Whether the feeds fit the model's inputs."""
@@ -71,22 +129,31 @@ class Model:
         return f"{self.deployment.model} v{self.deployment.version}"
 
 
-def load(deployment: Deployment) -> Model:
-    """The deployment's model, ready to run. Raises `NotFound` or `Unavailable` when its file cannot be read now, and
-    `BadInput` for a file that can never be served."""
+def load(
+    deployment: Deployment,
+    fetch: Callable[[Deployment], Path] = lambda deployment: fetch_file(deployment.uri),
+    provider: Provider = CPU,
+) -> Model:
+    """The deployment's model, ready to run. Raises `NotFound` or `Unavailable` when its file cannot be read now,
+    `BadInput` for a file that can never be served, and `Refused` where the provider that was asked for is missing."""
     began = time.perf_counter()
     checked_name(deployment.model, "model")
-    path = fetch(deployment.uri)
+    if provider.problem is not None:
+        raise Refused(provider.problem)
+    path = fetch(deployment)
     verified = _verified(path, deployment.sha256)
     try:
         # By its path, not as bytes: those would be copied while the interpreter's lock is held, half a second for a
         # large model, and no request is answered meanwhile.
-        session = onnxruntime.InferenceSession(str(path), _options(), providers=["CPUExecutionProvider"])
+        session, chosen = session_on(provider, path, deployment.model, _options())
     except Exception as error:
         raise BadInput(f"{path} ({verified.st_size} bytes) does not load: {_one_line(error)}") from error
     if _changed_since(path, verified):
         raise Unavailable(f"{path} was written while it was loaded; model files are immutable")
     model = Model(deployment, session)
+    if provider.on_gpu:
+        model.run_by(run_of(session, chosen, model.inputs, model.outputs, deployment.model), in_use(session))
+    model.file_bytes = verified.st_size
     model.load_seconds = time.perf_counter() - began
     return model
 
@@ -101,7 +168,7 @@ def warm_up(model: Model, sample: Feeds | None) -> str:
         _run_twice(model, sample)
         return "answered the last request"
     try:
-        _run_twice(model, {tensor.name: _made_up(tensor) for tensor in model.inputs})
+        _run_twice(model, {tensor.name: made_up(tensor) for tensor in model.inputs})
     except ModelFailed as error:
         return f"did not answer made-up rows: {error}"
     return "answered made-up rows"
@@ -110,19 +177,17 @@ def warm_up(model: Model, sample: Feeds | None) -> str:
 def _run_twice(model: Model, feeds: Feeds) -> None:
     # The first run also allocates what later ones use again.
     for _ in range(2):
-        model.run([tensor.name for tensor in model.outputs], feeds)
+        model.try_run([tensor.name for tensor in model.outputs], feeds)
 
 
-def fetch(uri: str) -> Path:
-    """The file that holds what is at a URI. Raises `NotFound`, `Unavailable`, or `BadInput` for a scheme nobody fetches."""
-    scheme = urlsplit(uri).scheme
-    if scheme not in FETCHERS:
-        raise BadInput(f"cannot fetch {uri!r}: wanted a URI that starts with one of {[f'{s}:' for s in FETCHERS]}")
-    return FETCHERS[scheme](uri)
-
-
-def _fetch_file(uri: str) -> Path:
+def fetch_file(uri: str) -> Path:
+    """The file on this machine that a URI names. Raises `NotFound`, and `BadInput` for any other URI."""
     parts = urlsplit(uri)
+    if parts.scheme != "file":
+        raise BadInput(
+            f"cannot fetch {uri!r}: wanted a URI that starts with file:; models in a storage account are served by a server "
+            "that was started with it as its --root"
+        )
     if parts.netloc not in ("", "localhost"):
         raise BadInput(
             f"cannot fetch {uri!r}: wanted a file on this machine (file:///path), found host {parts.netloc!r}"
@@ -134,20 +199,30 @@ def _fetch_file(uri: str) -> Path:
     return path
 
 
-FETCHERS: Mapping[str, Callable[[str], Path]] = {"file": _fetch_file}
-
-
 def _verified(path: Path, sha256: str) -> os.stat_result:
     """The status of the file with those bytes. Raises `BadInput` for other bytes."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(path, status.st_size) or hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Unavailable(f"cannot read the model file {path}: {error.strerror or error}") from error
     if found != sha256.lower():
         raise BadInput(f"{path} ({status.st_size} bytes): wanted sha256 {sha256}, found {found}")
     return status
+
+
+def sha256_of(path: Path, size: int) -> str | None:
+    """Of a large file, read and counted by a program of its own: here it would take the interpreter's lock two thousand
+    times for 500 MB, and the file's pages with it. None for a small one, and where that cannot be had."""
+    if size < APART_BYTES:
+        return None
+    command = [sys.executable, "-I", "-S", "-c", _APART, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode().strip() or None
 
 
 def _changed_since(path: Path, before: os.stat_result) -> bool:
@@ -180,7 +255,8 @@ def _tensors(what: str, declared: Sequence[Any]) -> tuple[Tensor, ...]:
     )
 
 
-def _made_up(tensor: Tensor) -> Array:
+def made_up(tensor: Tensor) -> Array:
+    """One row of nothing."""
     shape = [dim if isinstance(dim, int) else 1 for dim in tensor.dims]
     return np.full(shape, "" if tensor.kind.dtype == object else 0, dtype=tensor.kind.dtype)
 

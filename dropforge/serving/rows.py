@@ -67,6 +67,11 @@ def feeds_of_rows(inputs: Sequence[Tensor], columns: Sequence[str] | None, rows:
     }
 
 
+def cell_words(tensor: Tensor) -> str:
+    """What a column may hold that feeds this input, as an error says it."""
+    return _CELLS[tensor.kind.dtype.kind][1]
+
+
 def difference(found: Iterable[str], wanted: Iterable[str]) -> str:
     """How the names found differ from the names wanted, each once."""
     counts = Counter(list(found))  # of a dict, Counter would take the values for counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dropforge.domain.errors import BadInput
+from dropforge.serving import large
 
 Array: TypeAlias = npt.NDArray[Any]
 Feeds: TypeAlias = dict[str, Array]
@@ -83,14 +85,15 @@ class Tensor:
                     f"(dimension {want!r}); all inputs of a request hold the same number of rows"
                 )
 
-    def from_json(self, shape: Sequence[int], data: msgspec.Raw) -> Array:
+    def from_json(self, shape: Sequence[int], data: msgspec.Raw | memoryview) -> Array:
         """The array that a JSON list holds: flat in row-major order, or nested as the shape says. Raises `BadInput`."""
         view = memoryview(data)
-        first = bytes(view[1:65]).lstrip()[:1] or bytes(view[1:]).lstrip()[:1]
-        depth = len(shape) if first == b"[" and shape else 1
+        depth = len(shape) if shape and large.holds_lists(view) else 1
         try:
+            if len(view) > large.LARGE_BYTES:
+                return self._in_pieces(shape, view, depth)
             values = _decoder(self.kind, depth).decode(data)
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             raise BadInput(
                 f"input {self.name!r} of shape {list(shape)} wants {self._wanted} in `data`: {error}"
             ) from error
@@ -101,11 +104,43 @@ class Tensor:
                 )
             for size in shape[1:]:
                 values = self._flattened(values, size, shape)
+        return self.shaped(values, shape)
+
+    def _in_pieces(self, shape: Sequence[int], data: memoryview, depth: int) -> Array:
+        dims = list(shape)
+        # What holds one list is no list of many.
+        while depth > 1 and dims[0] == 1:
+            data, dims, depth = large.inside(data), dims[1:], depth - 1
+        ends = large.lists(depth - 1) if depth > 1 else large.TEXTS if self.kind.python is str else large.NUMBERS
+        arrays: list[Array] = []
+        for values in large.pieces(_decoder(self.kind, depth), data, ends):
+            for size in dims[1:] if depth > 1 else ():
+                values = self._flattened(values, size, shape)
+            arrays.append(self.array(values))
+        found = sum([len(array) for array in arrays])
+        if found != math.prod(shape):
+            raise self._other_number(found, shape)
+        return np.concatenate(arrays).reshape(shape)
+
+    def shaped(self, values: Sequence[Any], shape: Sequence[int]) -> Array:
+        """An array of a flat list of values of the right JSON type. Raises `BadInput` as `array` does, and for another
+        number of them."""
         if len(values) != math.prod(shape):
-            raise BadInput(
-                f"input {self.name!r}: shape {list(shape)} wants {math.prod(shape)} values in `data`, found {len(values)}"
-            )
+            raise self._other_number(len(values), shape)
         return self.array(values).reshape(shape)
+
+    def _other_number(self, found: int, shape: Sequence[int]) -> BadInput:
+        return BadInput(
+            f"input {self.name!r}: shape {list(shape)} wants {math.prod(shape)} values in `data`, found {found}"
+        )
+
+    def check_size(self, shape: Sequence[int], size: int) -> None:
+        """Raises `BadInput` unless so many bytes are an array of that shape; not for strings."""
+        wanted = math.prod(shape) * self.kind.dtype.itemsize
+        if size != wanted:
+            raise BadInput(
+                f"input {self.name!r} of {self.kind.datatype}{list(shape)} has {wanted} bytes; `binary_data_size` is {size}"
+            )
 
     def array(self, values: Sequence[Any]) -> Array:
         """A flat array of values that are already of the right JSON type. Raises `BadInput` when one is out of range."""
@@ -118,12 +153,6 @@ class Tensor:
             raise BadInput(
                 f"input {self.name!r}: a value is out of the range of {self.kind.datatype}: {error}"
             ) from error
-
-    def to_json(self, array: Array) -> dict[str, Any]:
-        """The output as the protocol writes it: flat, row-major. NaN and infinities become null when encoded."""
-        flat = array.ravel()
-        data = flat.tolist() if flat.size <= PIECE else _written(flat)
-        return {"name": self.name, "datatype": self.kind.datatype, "shape": list(array.shape), "data": data}
 
     @property
     def _wanted(self) -> str:
@@ -145,9 +174,53 @@ def _pieces(values: Sequence[Any]) -> Iterator[Any]:
     return (values[start : start + PIECE] for start in range(0, len(values), PIECE))
 
 
-def _written(flat: Array) -> msgspec.Raw:
-    pieces = [msgspec.json.encode(piece.tolist())[1:-1] for piece in _pieces(flat)]  # type: ignore[arg-type]
-    return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
+def data_json(array: Array) -> bytes:
+    """The values as the protocol writes them: flat, row-major. NaN and infinities become null."""
+    flat = array.ravel()
+    return msgspec.json.encode(flat.tolist()) if flat.size <= PIECE else _written(flat)
+
+
+def _written(flat: Array) -> bytes:
+    pieces = []
+    for piece in _pieces(flat):  # type: ignore[arg-type]
+        pieces.append(msgspec.json.encode(piece.tolist())[1:-1])
+        time.sleep(large.PAUSE_SECONDS)
+    return b"[" + b",".join(pieces) + b"]"
+
+
+def read_binary(tensor: Tensor, shape: Sequence[int], data: memoryview) -> Array:
+    """An array of its bytes, little-endian and row-major; strings each behind their length (4 bytes). Raises `BadInput`."""
+    count = math.prod(shape)
+    if tensor.kind.dtype.kind != "O":
+        tensor.check_size(shape, len(data))
+        return np.frombuffer(data, tensor.kind.dtype, count).reshape(shape)
+    texts: list[str] = []
+    at, end = 0, len(data)
+    while at < end:
+        if len(texts) >= count or end - at < 4:
+            break
+        size = int.from_bytes(data[at : at + 4], "little")
+        if size > end - at - 4:
+            break
+        try:
+            texts.append(str(data[at + 4 : at + 4 + size], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise BadInput(f"input {tensor.name!r}: string {len(texts)} is no UTF-8: {error}") from error
+        at += 4 + size
+    if at != end or len(texts) != count:
+        raise BadInput(
+            f"input {tensor.name!r} of shape {list(shape)} wants {count} strings, each behind its length in 4 bytes; found "
+            f"{len(texts)} in {end} bytes"
+        )
+    return np.array(texts, dtype=object).reshape(shape)
+
+
+def write_binary(array: Array) -> bytes:
+    """The reverse of `read_binary`."""
+    if array.dtype.kind == "O":
+        texts = [each.encode() if isinstance(each, str) else bytes(each) for each in array.ravel().tolist()]
+        return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return array.tobytes()
 
 
 def _list_of(kind: Kind, depth: int) -> Any:

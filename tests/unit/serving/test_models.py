@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_read_may_be_tried_again(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("https://store/model.onnx", r"cannot fetch 'https://.*: wanted a URI that starts with one of \['file:'\]"),
+        ("https://store/model.onnx", r"cannot fetch 'https://.*: wanted a URI that starts with file:"),
         ("/models/model.onnx", "wanted a URI that starts with"),
         ("file://other/model.onnx", "found host 'other'"),
     ],
@@ -128,16 +128,6 @@ def test_a_model_name_that_is_no_name_is_refused(tmp_path: Path) -> None:
 def test_every_type_is_warmed_up_with_made_up_rows(tmp_path: Path, datatype: str) -> None:
     model = load(deployment(tmp_path, onnx_models.echo(datatype)))
     assert warm_up(model, None) == "answered made-up rows"
-
-
-def test_a_model_is_slow_until_it_was_fast_for_a_while_and_again_after_one_slow_request(tmp_path: Path) -> None:
-    model = load(deployment(tmp_path, GOOD))
-    for seconds in (0.0001, 1.0):
-        model.took(seconds)
-        assert model.small_seconds > 0.005
-        for _ in range(150):
-            model.took(0.0001)
-        assert model.small_seconds < 0.002
 
 
 def test_a_model_that_refuses_made_up_rows_is_served_and_told(tmp_path: Path) -> None:

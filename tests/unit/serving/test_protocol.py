@@ -9,29 +9,82 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from dropforge.domain.errors import BadInput
+from dropforge.serving.answers import Writer
+from dropforge.serving.batching import Job, run
 from dropforge.serving.models import Model, ModelFailed, load
-from dropforge.serving.protocol import answer, read_request
+from dropforge.serving.protocol import Ask, read_request
+from dropforge.serving.results import Rows
+from dropforge.serving.statistics import Spent
+from dropforge.serving.tensors import Array, Feeds, data_json, read_binary, write_binary
 from tests.unit.serving import onnx_models
+from tests.unit.serving.test_batching import NOBODY
 
 ROW = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
 
 
+def ran(model: Model, body: bytes, header_bytes: int | None = None) -> tuple[Ask, Rows]:
+    """The request in a body, and what the model says to it. Raises what the caller is told."""
+    ask = model.codec.read(body, header_bytes)
+    (answer,) = run([Job(model, ask, 0.0, NOBODY)], Spent(0.0))
+    if isinstance(answer, Exception):
+        raise answer
+    return ask, answer
+
+
+def writer(model: Model) -> Writer:
+    return Writer("flights", str(model.deployment.version))
+
+
 def answered(model: Model, request: object) -> dict[str, Any]:
-    body, _ = answer(model, "flights", read_request(msgspec.json.encode(request)))
-    found: dict[str, Any] = json.loads(body)
+    found: dict[str, Any] = json.loads(writer(model).json(*ran(model, msgspec.json.encode(request))))
     return found
 
 
-def asked(model: Model, feeds: dict[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+def asked(model: Model, feeds: Feeds) -> list[Array]:
     """The outputs for the feeds, by way of JSON."""
-    inputs = [tensor.to_json(feeds[tensor.name]) for tensor in model.inputs]
+    inputs = [
+        {
+            "name": tensor.name,
+            "datatype": tensor.kind.datatype,
+            "shape": list(feeds[tensor.name].shape),
+            "data": msgspec.Raw(data_json(feeds[tensor.name])),
+        }
+        for tensor in model.inputs
+    ]
     outputs = answered(model, {"inputs": inputs})["outputs"]
     return [
         np.array(each["data"], tensor.kind.dtype).reshape(each["shape"])
         for each, tensor in zip(outputs, model.outputs, strict=True)
     ]
+
+
+def asked_in_bytes(model: Model, feeds: Feeds) -> list[Array]:
+    """The outputs for the feeds, by way of the binary extension in both directions."""
+    data = [write_binary(feeds[tensor.name]) for tensor in model.inputs]
+    inputs = [
+        {
+            "name": tensor.name,
+            "datatype": tensor.kind.datatype,
+            "shape": list(feeds[tensor.name].shape),
+            "parameters": {"binary_data_size": len(content)},
+        }
+        for tensor, content in zip(model.inputs, data, strict=True)
+    ]
+    header = msgspec.json.encode({"inputs": inputs, "parameters": {"binary_data_output": True}})
+    ask, arrays = ran(model, header + b"".join(data), len(header))
+    body, ends = writer(model).binary(ask, arrays)
+    at, found = ends, []
+    for each, tensor in zip(json.loads(body[:ends])["outputs"], model.outputs, strict=True):
+        content = body[at : at + each["parameters"]["binary_data_size"]]
+        at += len(content)
+        found.append(read_binary(tensor, each["shape"], memoryview(content)))
+    assert at == len(body)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +179,143 @@ def test_a_model_that_fails_on_what_fits_it_is_not_the_callers_fault(tmp_path: P
     ask = {"name": "x", "shape": [1], "datatype": "INT64", "data": [2]}
     with pytest.raises(ModelFailed, match="flights v1 failed"):
         answered(model, {"inputs": [ask]})
+
+
+NUMBERS = b'{"inputs":[{"name":"x","shape":%b,"datatype":"FP32","data":%b}]%b}'
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "more", "message"),
+    [
+        (b"[1,3]", b"[1,2,1e300]", b"", "out of the range of FP32"),
+        (b"[1,3]", b"[1,2,1e999]", b"", "Number out of range"),
+        (b"[1,3]", b"[1,2,1" + b"0" * 5000 + b"]", b"", "."),
+        (b"[1,3]", b"[1,2,NaN]", b"", "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,Infinity]", b"", "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,true]", b"", "got `bool`"),
+        (b"[1,3]", b"[1,2,0x3]", b"", "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,+3]", b"", "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,03]", b"", "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,3,]", b"", "the body is not an inference request"),
+        (b"[0,3]", b"[]", b"", "wants shape"),
+        (b"[-1,3]", b"[1,2,3]", b"", "wants shape"),
+        (b"[]", b"[1,2,3]", b"", "wants shape"),
+        (b"[1,3,1]", b"[1,2,3]", b"", "wants shape"),
+        (b"[4611686018427387904,3]", b"[1,2,3]", b"", "wants 13835058055282163712 values in `data`, found 3"),
+        (b"[100000000000000000000,3]", b"[1,2,3]", b"", "wants 300000000000000000000 values"),
+        (b"[1.0,3]", b"[1,2,3]", b"", "Expected `int`, got `float`"),
+        (b"[true,3]", b"[1,2,3]", b"", "Expected `int`, got `bool`"),
+        (b"null", b"[1,2,3]", b"", "got `null`"),
+        (b"[1,3]", b"null", b"", "got `null`"),
+        (b"[1,3]", b"{}", b"", "got `object`"),
+        (b"[1,3]", b"[1,2,3]", b',"id":"\\ud800"', "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,3]", b',"id":"\xff"', "the body is not an inference request"),
+        (b"[1,3]", b"[1,2,3]", b',"parameters":{"timeout":-1}', "must be a whole number of microseconds"),
+        (b"[1,3]", b"[1,2,3]", b',"parameters":{"timeout":1.5}', "must be a whole number of microseconds"),
+        (b"[1,3]", b"[1,2,3]", b',"parameters":{"timeout":"1"}', "must be a whole number of microseconds"),
+        (b"[1,3]", b"[1,2,3]", b',"parameters":{"a":' + b"[" * 2000, "the body is not an inference request"),
+    ],
+)
+def test_numbers_shapes_and_texts_that_no_json_or_tensor_has_are_refused(
+    doubled: Model, shape: bytes, data: bytes, more: bytes, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        doubled.codec.read(NUMBERS % (shape, data, more))
+
+
+@pytest.mark.parametrize("datatype", ["fp32", "FP32 ", "float", "FP64", "INT32", ""])
+def test_a_datatype_is_written_as_the_protocol_writes_it(doubled: Model, datatype: str) -> None:
+    with pytest.raises(BadInput, match="wants FP32, found"):
+        answered(doubled, {"inputs": [ROW | {"datatype": datatype}]})
+
+
+def test_json_after_a_byte_order_mark_is_none(doubled: Model) -> None:
+    with pytest.raises(BadInput, match="the body is not an inference request"):
+        doubled.codec.read(b"\xef\xbb\xbf" + msgspec.json.encode({"inputs": [ROW]}))
+
+
+def test_of_a_key_that_is_there_twice_the_last_counts(doubled: Model) -> None:
+    body = NUMBERS % (b"[1,3]", b'[1,2],"data":[1,2,3]', b"")
+    assert doubled.codec.read(body).feeds["x"].tolist() == [[1, 2, 3]]
+
+
+def test_a_null_among_numbers_is_a_nan_and_the_largest_number_is_one(doubled: Model) -> None:
+    found = doubled.codec.read(NUMBERS % (b"[1,3]", b"[null,3.4028234663852886e38,1e-50]", b"")).feeds["x"]
+    assert np.isnan(found[0, 0]) and found[0, 1:].tolist() == [np.finfo(np.float32).max, 0]
+
+
+def test_a_timeout_is_in_microseconds_and_none_is_none(doubled: Model) -> None:
+    def timeout(text: bytes) -> float | None:
+        return doubled.codec.read(NUMBERS % (b"[1,3]", b"[1,2,3]", text)).timeout_seconds
+
+    assert timeout(b',"parameters":{"timeout":1500}') == 0.0015
+    assert timeout(b',"parameters":{"timeout":0}') is None
+    assert timeout(b',"parameters":{}') is None
+
+
+def binary(size: object = 12, shape: object = (1, 3), data: bytes = b"\0" * 12, **more: Any) -> tuple[bytes, int]:
+    tensor = {"name": "x", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": size}, **more}
+    header = msgspec.json.encode({"inputs": [tensor]})
+    return header + data, len(header)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (binary(11), "has 12 bytes; `binary_data_size` is 11"),
+        (binary(-1), "must be a whole number of bytes"),
+        (binary(True), "must be a whole number of bytes"),
+        (binary("12"), "must be a whole number of bytes"),
+        (binary(12, data=b"\0" * 11), "12 bytes follow the JSON of .*; found 11"),
+        (binary(12, data=b"\0" * 13), "12 bytes follow the JSON of .*; found 13"),
+        (binary(12 * 2**62, [2**62, 3]), "12 bytes follow|bytes follow the JSON"),
+        (binary(0, [0, 3], b""), "wants shape"),
+        ((b"{}", 3), "must be from 1 to that"),
+        ((b"{}", 0), "must be from 1 to that"),
+        ((b"{}", 2), "found neither"),
+        (
+            (msgspec.json.encode({"inputs": [ROW]}) + b"more", len(msgspec.json.encode({"inputs": [ROW]}))),
+            "0 bytes follow",
+        ),
+    ],
+)
+def test_bytes_that_are_not_those_that_were_promised_are_refused(
+    doubled: Model, asked: tuple[bytes, int], message: str
+) -> None:
+    for _ in range(2):
+        with pytest.raises(BadInput, match=message):
+            doubled.codec.read(*asked)
+
+
+def test_the_same_header_is_read_anew_when_other_bytes_follow(doubled: Model) -> None:
+    for values in ([1, 2, 3], [4, 5, 6]):
+        ask = doubled.codec.read(*binary(data=np.array(values, np.float32).tobytes()))
+        assert ask.feeds["x"].tolist() == [values]
+    with pytest.raises(BadInput, match="found 8"):
+        doubled.codec.read(*binary(data=b"\0" * 8))
+
+
+def test_any_name_of_an_output_is_told(tmp_path: Path) -> None:
+    name = '50% "of" %d é'
+    kind: tuple[int, onnx_models.Shape] = (TensorProto.FLOAT, ["N", 3])
+    identity = [helper.make_node("Identity", ["x"], [name])]
+    model = load(onnx_models.deployment(tmp_path, onnx_models.model(identity, {"x": kind}, {name: kind})))
+    for _ in range(2):
+        (output,) = answered(model, {"inputs": [ROW]})["outputs"]
+        assert (output["name"], output["data"]) == (name, [1, 2, 3])
+
+
+@given(data=st.data(), rows=st.integers(1, 4))
+def test_json_and_bytes_say_the_same(by_column: Model, data: st.DataObject, rows: int) -> None:
+    def column(values: st.SearchStrategy[Any], dtype: Any, *shape: int) -> Array:
+        found = data.draw(st.lists(values, min_size=rows, max_size=rows))
+        return np.array(found, dtype).reshape(rows, *shape)
+
+    feeds = {
+        "origin": column(st.text(), object, 1),
+        "distance": column(st.floats(width=32, allow_infinity=False), np.float32, 1),
+        "seats": column(st.integers(-(2**63), 2**63 - 1), np.int64, 1),
+        "late": column(st.booleans(), np.bool_),
+    }
+    for one, other in zip(asked(by_column, feeds), asked_in_bytes(by_column, feeds), strict=True):
+        np.testing.assert_array_equal(one, other)

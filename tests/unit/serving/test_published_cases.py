@@ -12,7 +12,7 @@ from dropforge.domain.errors import BadInput
 from dropforge.serving.models import load
 from dropforge.serving.tensors import Array
 from tests.unit.serving.onnx_models import deployment
-from tests.unit.serving.test_protocol import asked
+from tests.unit.serving.test_protocol import asked, asked_in_bytes
 
 
 def _published_cases() -> list[Path]:
@@ -32,7 +32,9 @@ def test_published_cases_get_their_published_answers(tmp_path: Path) -> None:
         expected = _tensors(case, "output", len(model.outputs))
         if any(array.size == 0 for array in inputs):
             continue
-        _compare(case, asked(model, dict(zip([each.name for each in model.inputs], inputs, strict=True))), expected)
+        feeds = dict(zip([each.name for each in model.inputs], inputs, strict=True))
+        _compare(case, asked(model, feeds), expected)
+        _compare(case, asked_in_bytes(model, feeds), expected)
         served += 1
     assert served > 90  # of 140; the rest want operators of opsets before 7, or a locale
 

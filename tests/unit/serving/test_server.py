@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 
 from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
 from dropforge.domain.errors import DropforgeError, Unavailable
+from dropforge.serving.access_log import AccessLog
 from dropforge.serving.converge import Converger
-from dropforge.serving.server import Limits, Server
+from dropforge.serving.http1 import Connection, Connections, Limits
+from dropforge.serving.models import fetch_file
+from dropforge.serving.provider import CPU, Provider
+from dropforge.serving.server import Server
+from dropforge.serving.watch import Watch
 from tests.unit.serving import onnx_models
 from tests.unit.serving.onnx_models import deployment
 
-Client: TypeAlias = TestClient[Any, Any]
+
+@dataclass
+class Client:
+    """A session of one client with the server on its port."""
+
+    session: aiohttp.ClientSession
+    port: int
+
+    def post(self, path: str, **more: Any) -> Any:
+        return self.session.post(f"http://127.0.0.1:{self.port}{path}", **more)
+
+    def get(self, path: str, **more: Any) -> Any:
+        return self.session.get(f"http://127.0.0.1:{self.port}{path}", **more)
+
 
 URL = "/v2/models/flights/infer"
 REQUEST = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
@@ -31,10 +50,14 @@ HEAD = b"POST /v2/models/flights/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 10
 class Store:
     """A `Source` in memory."""
 
+    poll_seconds = report_seconds = 1.0
+
     def __init__(self) -> None:
         self.pending: dict[str, Desired | DropforgeError | None] = {}
         self.reports: dict[str, ReplicaState] = {}
+        self.files: dict[str, bytes] = {}
         self.down = False
+        self.fetches_fail = 0
 
     def want(self, endpoint: str, revision: int, *deployments: Deployment) -> None:
         self.pending = {endpoint: Desired(endpoint, revision, deployments, datetime.now(UTC))}
@@ -53,18 +76,53 @@ class Store:
     def forget(self, endpoint: str) -> None:
         self.reports.pop(endpoint, None)
 
+    def keep(self, name: str, data: bytes) -> None:
+        if self.down:
+            raise Unavailable("the disk is full")
+        self.files[name] = data
+
+    def fetch(self, deployment: Deployment, keep: Collection[str]) -> Path:
+        if self.fetches_fail:
+            self.fetches_fail -= 1
+            raise Unavailable("nobody answers")
+        return fetch_file(deployment.uri)
+
+    def read(self, uri: str, limit_bytes: int) -> bytes:
+        raise AssertionError("no deployment of these tests names golden requests")
+
 
 @asynccontextmanager
-async def serving(store: Store, limits: Limits | None = None) -> AsyncIterator[Client]:
-    converger = Converger(store, "r1", 0.005)
-    server = Server(converger, None, limits or Limits())
-    async with TestClient(TestServer(server.app())) as client:
-        work = asyncio.create_task(converger.run())
-        yield client
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+async def serving(
+    store: Store,
+    limits: Limits | None = None,
+    provider: Provider = CPU,
+    queue: int = 2048,
+    watch: Watch | None = None,
+    access_log: AccessLog | None = None,
+) -> AsyncIterator[Client]:
+    limits = limits or Limits()
+    converger = Converger(store, "r1", 0.005, provider)
+    server, connections = Server(converger, None, limits, queue=queue, watch=watch), Connections(limits)
+    app = server if access_log is None else access_log.of(server)
+    listening = await asyncio.get_running_loop().create_server(lambda: Connection(app, connections), "127.0.0.1", 0)
+    work = [asyncio.create_task(converger.run()), asyncio.create_task(_sweep(connections))]
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield Client(session, listening.sockets[0].getsockname()[1])
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+        listening.close()
+        connections.end()
         await converger.close()
-    server.close()
+        server.close()
+
+
+async def _sweep(connections: Connections) -> None:
+    while True:
+        await asyncio.sleep(0.02)
+        connections.sweep()
 
 
 async def until(what: Callable[[], object]) -> None:
@@ -149,7 +207,7 @@ def test_an_error_nobody_thought_of_keeps_the_old_version_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No bytes on a disk make a load run out of memory when a test wants it to.
-    def no_memory(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
     async def scenario() -> None:
@@ -158,7 +216,7 @@ def test_an_error_nobody_thought_of_keeps_the_old_version_and_is_tried_again(
         async with serving(store) as client:
             await until(lambda: "flights" in store.reports and store.reports["flights"].ready)
             with monkeypatch.context() as patch:
-                patch.setattr("dropforge.serving.slots.load", no_memory)
+                patch.setattr("dropforge.serving.converge.load", no_memory)
                 store.want("flights", 2, deployment(tmp_path, onnx_models.scaled(2), 2))
                 await until(lambda: "no room" in (store.reports["flights"].error or ""))
             assert await version_of(client) == "1"
@@ -187,7 +245,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
     async def scenario() -> None:
         store = Store()
         store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
-        async with serving(store, Limits(body_seconds=0.1, queue=1)) as client:
+        async with serving(store, Limits(body_seconds=0.1), queue=1) as client:
             await until(lambda: "flights" in store.reports)
             reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
             writer.write(HEAD + b'{"inp')
@@ -207,7 +265,7 @@ def test_a_caller_who_leaves_in_the_middle_of_a_body_leaves_nothing_behind(
     async def scenario() -> None:
         store = Store()
         store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
-        async with serving(store, Limits(queue=1)) as client:
+        async with serving(store, queue=1) as client:
             await until(lambda: "flights" in store.reports)
             for _ in range(3):
                 _, writer = await asyncio.open_connection("127.0.0.1", client.port)
@@ -222,3 +280,31 @@ def test_a_caller_who_leaves_in_the_middle_of_a_body_leaves_nothing_behind(
 
     asyncio.run(scenario())
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_replica_that_starts_does_not_wait_for_an_endpoint_that_was_left_empty() -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 3)
+        async with serving(store) as client:
+            await until(lambda: "flights" in store.reports)
+            assert (await client.get("/v2/health/ready")).status == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_does_not_answer_is_asked_for_a_model_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dropforge.serving.converge.RETRY_SECONDS", (0.001,))
+    monkeypatch.setattr("dropforge.serving.converge.OUTAGE_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        store = Store()
+        store.fetches_fail = 20
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store):
+            await until(lambda: "flights" in store.reports and store.reports["flights"].ready)
+        assert store.fetches_fail == 0
+
+    asyncio.run(scenario())

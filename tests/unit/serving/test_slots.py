@@ -96,7 +96,7 @@ def test_a_deployment_that_does_not_load_takes_the_whole_revision_with_it(two: t
 
 def test_a_changed_signature_is_told(tmp_path: Path) -> None:
     first = lined_up(deployment(tmp_path, onnx_models.scaled(1), 1))
-    other = desired(deployment(tmp_path, onnx_models.scaled(1, width=4), 2), revision=2)
+    other = replace(desired(deployment(tmp_path, onnx_models.scaled(1, width=4), 2), revision=2), signature="any")
     _, detail = line_up(other, first.models, {"x": np.ones((1, 3), np.float32)})
     assert detail["signature"].startswith("inputs changed from ['x FP32[-1, 3]'] to ['x FP32[-1, 4]']; outputs changed")
     assert detail["warm_up_v2"] == "answered made-up rows"
@@ -122,8 +122,8 @@ def test_a_slot_reports_what_serves_and_what_is_wanted(two: tuple[Deployment, De
     )
     lineup = lined_up(*two, revision=7)
     assert slot.swap(lineup, {"a": "b"}) is None
-    slot.count(lineup.models[0], 0.001, failed=False)
-    slot.count(lineup.models[1], 0.001, failed=True)
+    slot.count(lineup.models[0], [0.001])
+    slot.count(lineup.models[1], [0.001], failed=True)
     state = slot.state("r", NOW)
     assert (state.ready, state.revision, state.versions, state.requests, state.failed) == (True, 7, (1, 2), 2, 1)
     assert state.detail == {"a": "b", "requests_v1": "1", "failed_v1": "0", "requests_v2": "1", "failed_v2": "1"}
@@ -135,6 +135,6 @@ def test_counts_of_versions_that_are_gone_do_not_pile_up(tmp_path: Path) -> None
     for version in range(1, 40):
         lineup = lined_up(deployment(tmp_path, data, version), revision=version)
         slot.swap(lineup, {})
-        slot.count(lineup.models[0], 0.001, failed=False)
+        slot.count(lineup.models[0], [0.001])
     assert (slot.requests, slot.swaps, len(slot.counts)) == (39, 38, KEPT_COUNTS + 1)
     assert ("flights", 39) in slot.counts

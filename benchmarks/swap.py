@@ -1,0 +1,178 @@
+"""What callers notice of swaps. Run: `python -m benchmarks.swap`.
+
+4,000 requests a second to dense layers (30-512-1024-512-2), each due at its time whatever became of those before it, while
+the model is swapped twice a second for one that answers otherwise; in turns with as long without swaps. Every answer must
+be that of the version it names. Then one model of 500 MB is swapped beside it, under the same requests. The server has one
+core, whoever asks it another. The last line is one JSON object:
+
+    failed, wrong                  of all requests; an answer is wrong that its version does not give
+    swaps, answers
+    p99_with_us, p99_without_us    99th percentiles of the seconds with swaps and without; the medians of the turns
+    p99_ratio                      the median of the turns
+    swap_ms                        from a swap that is asked for to the report that it is done, the median
+    resident_slope_bytes           of the process for each swap from the 100th on, by least squares, and
+    resident_slope_low, _high      its interval of 95 % confidence
+    large_worst_ms, large_failed   of the requests while the large model is swapped
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import serving_models
+from benchmarks.load.replica import CLIENT, Replica, asked, started
+
+RATE = 4000
+CONNECTIONS = 64
+TURN_SECONDS = 10.0
+# From the beginning of a swap to that of the next, which begins later when the one before it takes longer.
+EVERY_SECONDS = 0.5
+# In which the large model is swapped; on a slow machine that takes a while beside the requests.
+LARGE_SECONDS = 90.0
+MLP = next(kind for kind in serving_models.KINDS if kind.name == "mlp")
+
+
+class Caller:
+    """The requests of some seconds, in a process of its own."""
+
+    def __init__(self, replica: Replica, answers: list[bytes], seconds: float) -> None:
+        request = base64.b64encode(serving_models.request(MLP, "binary")).decode()
+        tails = [base64.b64encode(each).decode() for each in answers]
+        given = {"port": replica.port, "request": request, "phases": [[RATE, seconds]], "answers": tails}
+        self.found: dict[str, Any] = {}
+        self._thread = threading.Thread(
+            target=lambda: self.found.update(asked("open", CLIENT, connections=CONNECTIONS, **given))
+        )
+        self._thread.start()
+
+    @property
+    def calls(self) -> bool:
+        return self._thread.is_alive()
+
+    def heard(self) -> dict[str, Any]:
+        self._thread.join()
+        return self.found
+
+
+def swap(replica: Replica, endpoint: str, revision: int, files: list[tuple[Path, str]]) -> float:
+    """Seconds until the next version of the model answers."""
+    began = time.monotonic()
+    replica.publish(endpoint, revision, revision, *files[revision % len(files)])
+    replica.reached(endpoint, revision)
+    return time.monotonic() - began
+
+
+def p99(took: list[float]) -> float:
+    return sorted(took)[int(len(took) * 0.99)]
+
+
+def slope(values: list[int]) -> tuple[float, float]:
+    """By least squares, and half the width of its interval of 95 % confidence."""
+    if len(values) < 3:
+        return 0.0, math.inf
+    x = np.arange(len(values)) - (len(values) - 1) / 2
+    y = np.array(values, float)
+    found = float((x * y).sum() / (x * x).sum())
+    left = y - y.mean() - found * x
+    return found, float(1.96 * math.sqrt((left * left).sum() / (len(values) - 2) / (x * x).sum()))
+
+
+def measure(folder: Path, swaps: int, large: bool) -> dict[str, float]:
+    files = [serving_models.written(folder, MLP, seed) for seed in (0, 1)]
+    runs = [serving_models.session(folder, MLP, seed) for seed in (0, 1)]
+    answers = [run(MLP.rows())[0].tobytes() for run in runs]
+    with started(folder / "state") as replica:
+        swap(replica, "mlp", 1, files)
+        Caller(replica, answers, 3).heard()
+        figures = turns(replica, answers, files, swaps)
+        if large:
+            figures |= beside(replica, answers, folder)
+    return figures
+
+
+def turns(replica: Replica, answers: list[bytes], files: list[tuple[Path, str]], swaps: int) -> dict[str, float]:
+    took: list[float] = []
+    resident: list[int] = []
+    pairs: list[tuple[float, float]] = []
+    failed = wrong = answered = revision = 0
+    revision = 1
+    while len(took) < swaps:
+        heard = []
+        for swapping in (True, False):
+            caller = Caller(replica, answers, TURN_SECONDS)
+            while caller.calls:
+                due = time.monotonic() + EVERY_SECONDS
+                if swapping and len(took) < swaps:
+                    revision += 1
+                    took.append(swap(replica, "mlp", revision, files))
+                    resident.append(replica.resident_bytes)
+                while caller.calls and time.monotonic() < due:
+                    time.sleep(0.02)
+            heard.append(caller.heard())
+        for each in heard:
+            failed += each["failed"] + len(each["refused_us"])
+            wrong, answered = wrong + each["wrong"], answered + len(each["took_us"])
+        pairs.append((p99(heard[0]["took_us"]), p99(heard[1]["took_us"])))
+        print(f"{len(took):5} swaps, p99 {pairs[-1][0]:.0f} us with and {pairs[-1][1]:.0f} us without", flush=True)
+    found, half = slope(resident[min(100, len(resident) // 2) :])
+    return {
+        "swaps": len(took),
+        "answers": answered,
+        "failed": failed,
+        "wrong": wrong,
+        "p99_with_us": statistics.median(a for a, _ in pairs),
+        "p99_without_us": statistics.median(b for _, b in pairs),
+        "p99_ratio": statistics.median(a / b for a, b in pairs),
+        "swap_ms": statistics.median(took) * 1000,
+        "resident_slope_bytes": found,
+        "resident_slope_low": found - half,
+        "resident_slope_high": found + half,
+    }
+
+
+def beside(replica: Replica, answers: list[bytes], folder: Path) -> dict[str, float]:
+    """One swap of a large model that nobody asks, under the same requests."""
+    wide = serving_models.Kind("large", "x", (30,), lambda seed: serving_models.mlp(seed, (30, 11_000, 11_000, 2)))
+    files = [serving_models.written(folder, wide, seed) for seed in (0, 1)]
+    swap(replica, "large", 1, files)
+    caller = Caller(replica, answers, LARGE_SECONDS)
+    time.sleep(5)
+    began = time.time()
+    spent = swap(replica, "large", 2, files)
+    assert spent + 3 < LARGE_SECONDS - 5, f"the swap took {spent:.0f} s, which is longer than there were requests"
+    heard = caller.heard()
+    during = [t for at, t in zip(heard["due"], heard["took_us"], strict=True) if began <= at <= began + spent + 3]
+    return {
+        "large_bytes": files[0][0].stat().st_size,
+        "large_swap_seconds": spent,
+        "large_worst_ms": max(during) / 1000,
+        "large_p99_ms": p99(during) / 1000,
+        "large_failed": heard["failed"] + heard["wrong"] + len(heard["refused_us"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--swaps", type=int, default=1000)
+    parser.add_argument("--no-large", action="store_true", help="without the model of 500 MB")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="swap-") as folder:
+        figures = measure(Path(folder), options.swaps, not options.no_large)
+    for name, value in figures.items():
+        print(f"{name:24} {value:14,.2f}")
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Work beside the requests gives way to them, as far as it can afford."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from dropforge.serving import priority
+from dropforge.serving.priority import (
+    BEHIND,
+    BUSY,
+    CROWDED,
+    IDLE,
+    LONG,
+    WINDOW_SECONDS,
+    Aside,
+    Neighbours,
+    main_thread_times,
+)
+
+
+def given_way() -> tuple[int, int]:
+    thread = threading.get_native_id()
+    return os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux only")
+def test_each_piece_of_work_gives_way_as_far_as_it_was_told_and_nobody_else_does() -> None:
+    async def several() -> list[tuple[int, int]]:
+        aside = Aside()
+        return [await aside.run(lambda wanted=wanted: wanted, given_way) for wanted in (LONG, BEHIND, None)]  # type: ignore[misc]
+
+    async def idle() -> int:
+        return (await Aside().run(lambda: IDLE, given_way))[0]
+
+    before = given_way()
+    assert asyncio.run(several()) == [(os.SCHED_OTHER, LONG), (os.SCHED_OTHER, BEHIND), before]
+    assert asyncio.run(idle()) == os.SCHED_IDLE
+    assert given_way() == before
+
+
+def test_how_far_work_gives_way_is_decided_when_it_begins_and_told_while_it_goes_on() -> None:
+    async def seen() -> list[int | None]:
+        aside = Aside()
+        inside = await aside.run(lambda: LONG, lambda: aside.niceness)
+        await asyncio.sleep(0)
+        return [inside, aside.niceness]
+
+    assert asyncio.run(seen()) == [LONG, None]
+
+
+def test_one_piece_at_a_time_even_when_nobody_waits_for_it_any_more() -> None:
+    going, go_on, seen = threading.Event(), threading.Event(), list[str]()
+
+    def first() -> None:
+        going.set()
+        assert go_on.wait(10)
+        seen.append("first")
+
+    async def both() -> None:
+        aside = Aside()
+        given_up = asyncio.create_task(aside.run(lambda: None, first))
+        await asyncio.to_thread(going.wait, 10)
+        given_up.cancel()
+        second = asyncio.create_task(aside.run(lambda: None, lambda: seen.append("second")))
+        await asyncio.wait([second], timeout=0.1)
+        assert not second.done()
+        go_on.set()
+        await second
+
+    asyncio.run(both())
+    assert seen == ["first", "second"]
+
+
+def test_what_goes_wrong_is_raised_and_the_next_piece_is_done() -> None:
+    async def both() -> int:
+        aside = Aside()
+        with pytest.raises(ZeroDivisionError):
+            await aside.run(lambda: None, lambda: 1 // 0)
+        return await aside.run(lambda: None, lambda: 3)
+
+    assert asyncio.run(both()) == 3
+
+
+@pytest.mark.parametrize("niceness", [IDLE, BEHIND])
+def test_the_loop_pauses_for_work_that_would_never_get_a_full_core(
+    monkeypatch: pytest.MonkeyPatch, niceness: int
+) -> None:
+    paused: list[bool] = []
+    enough = threading.Event()
+    monkeypatch.setattr(priority, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(priority, "BETWEEN_SECONDS", 0.01)
+    monkeypatch.setattr(priority, "pause", lambda: [paused.append(True), len(paused) == 3 and enough.set()])
+
+    async def scenario() -> None:
+        # Its own share is enough for what gives way less.
+        assert await Aside().run(lambda: niceness, lambda: enough.wait(10 if niceness == IDLE else 0.2)) == bool(paused)
+        before = len(paused)
+        await asyncio.sleep(0.05)
+        assert len(paused) == before
+
+    asyncio.run(scenario())
+    assert bool(paused) == (niceness == IDLE)
+
+
+class Core:
+    """What the main thread is told that it had of a core, look by look."""
+
+    def __init__(self) -> None:
+        self.neighbours = Neighbours()
+        self.now, self.ran, self.waited = 100.0, 5.0, 1.0
+
+    def goes_on(self, seconds: float, ran: float, waited: float) -> int:
+        """`ran` and `waited`: shares of the time."""
+        self.now, self.ran, self.waited = self.now + seconds, self.ran + ran * seconds, self.waited + waited * seconds
+        self.neighbours.look(self.now, self.ran, self.waited)
+        return self.neighbours.niceness
+
+
+def test_work_gives_way_altogether_where_requests_need_the_core_and_nobody_else_does() -> None:
+    core = Core()
+    # Of one look nothing follows.
+    assert core.goes_on(1, 1, 0) == BEHIND
+    assert core.goes_on(1, BUSY * 1.1, CROWDED * 0.9) == IDLE
+    assert core.goes_on(1, BUSY * 0.9, CROWDED * 0.9) == BEHIND
+    assert core.goes_on(1, BUSY * 1.1, CROWDED * 0.9) == IDLE
+    assert core.goes_on(1, BUSY * 1.1, CROWDED * 1.1) == BEHIND
+
+
+def test_a_moment_says_nothing_and_moments_add_up() -> None:
+    core = Core()
+    core.goes_on(1, 1, 0)
+    for _ in range(4):
+        assert core.goes_on(WINDOW_SECONDS / 5, BUSY * 1.1, 0) == BEHIND
+    assert core.goes_on(WINDOW_SECONDS / 4, BUSY * 1.1, 0) == IDLE
+
+
+def test_what_was_before_a_time_that_does_not_count_does_not_count() -> None:
+    core = Core()
+    core.goes_on(1, 1, 0)
+    core.neighbours.skip()
+    assert core.goes_on(1, 1, 0) == BEHIND
+    assert core.goes_on(1, 1, 0) == IDLE
+
+
+def test_what_the_main_thread_had_is_what_the_kernel_says(tmp_path: Path) -> None:
+    told = tmp_path / "schedstat"
+    told.write_text("1500000000 2500000000 17\n")
+    assert main_thread_times(told) == (1.5, 2.5)
+    told.write_text("")
+    assert main_thread_times(told) == main_thread_times(tmp_path / "nothing") == (0.0, 0.0)
+    assert all(each >= 0 for each in main_thread_times())
