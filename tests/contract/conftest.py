@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dropforge.adapters.azure.artifacts import BlobArtifacts
 from dropforge.adapters.azure.blobs import BlobDrops
+from dropforge.adapters.azure.ledger import TableLedger
+from dropforge.adapters.azure.serving import BlobServing, ServingBlobs
 from dropforge.adapters.event_grid import EventGridTopic
 from dropforge.adapters.local.artifacts import LocalArtifacts
 from dropforge.adapters.local.drops import LocalDrops
@@ -27,6 +31,7 @@ from dropforge.adapters.registry import LedgerRegistry
 from dropforge.adapters.webhook import Webhook
 from dropforge.domain.endpoints import ReplicaState
 from dropforge.ports import Artifacts, Drops, Events, Ledger, Registry, Serving
+from tests.azure.aml_bench import mirror_bench
 from tests.azurite import Azurite, azurite
 from tests.contract.samples import NOW
 from tests.contract.web import web
@@ -111,6 +116,18 @@ def _local_serving(folder: Path) -> ServingBench:
 
 
 @contextmanager
+def azure_serving(azurite: Azurite) -> Iterator[ServingBench]:
+    clock = Clock()
+    store, alive = azurite.connection_string, timedelta(seconds=10)
+    with (
+        azurite.container("serving"),
+        closing(ServingBlobs(store)) as replica,
+        closing(BlobServing(store, alive=alive, clock=clock)) as serving,
+    ):
+        yield ServingBench(serving, replica.write_report, clock)
+
+
+@contextmanager
 def _memory_events(folder: Path) -> Iterator[EventBench]:
     events = MemoryEvents()
     yield EventBench(events, lambda: [(e.id, e.type, e.subject, e.at, e.data) for e in events.published])
@@ -145,6 +162,14 @@ def _void(_: object) -> None:
     return None
 
 
+_fresh = count(1)
+
+
+def fresh(what: str) -> str:
+    """A name for a table or a container that no test before used: quicker than to empty one."""
+    return f"{what}{next(_fresh)}"
+
+
 LEDGERS: dict[str, Callable[[Path], AbstractContextManager[Ledger]]] = {
     "memory": lambda folder: nullcontext(MemoryLedger()),
     "local": lambda folder: closing(SqliteLedger(folder / "ledger.db")),
@@ -163,20 +188,40 @@ EVENTS: dict[str, Callable[[Path], AbstractContextManager[EventBench]]] = {
     "webhook": _webhook,
     "event_grid": _event_grid,
 }
-# A registry is made of a ledger and an artifact store.
-REGISTRIES = {name: (name, name) for name in ("memory", "local")}
+# A registry is made of a ledger and an artifact store; in Azure ML it is mirrored besides.
+REGISTRIES = {name: (name, name) for name in ("memory", "local", AZURITE)} | {"azureml": ("memory", "memory")}
 
 
 # ---------------------------------------------------------------------------------------------- the fixtures
-@pytest.fixture(params=LEDGERS)
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    with LEDGERS[request.param](tmp_path) as made:
+@contextmanager
+def ledger_of(name: str, request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    if name != AZURITE:
+        with LEDGERS[name](request.getfixturevalue("tmp_path")) as made:
+            yield made
+        return
+    with closing(TableLedger(request.getfixturevalue(AZURITE).connection_string, fresh("ledger"))) as made:
         yield made
 
 
-@pytest.fixture(params=ARTIFACTS)
-def artifacts(request: pytest.FixtureRequest, tmp_path: Path) -> Artifacts:
-    return ARTIFACTS[request.param](tmp_path)
+@contextmanager
+def artifacts_of(name: str, request: pytest.FixtureRequest) -> Iterator[Artifacts]:
+    if name != AZURITE:
+        yield ARTIFACTS[name](request.getfixturevalue("tmp_path"))
+        return
+    with closing(BlobArtifacts(request.getfixturevalue(AZURITE).connection_string, fresh("artifacts"))) as made:
+        yield made
+
+
+@pytest.fixture(params=[*LEDGERS, AZURITE])
+def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    with ledger_of(request.param, request) as made:
+        yield made
+
+
+@pytest.fixture(params=[*ARTIFACTS, AZURITE])
+def artifacts(request: pytest.FixtureRequest) -> Iterator[Artifacts]:
+    with artifacts_of(request.param, request) as made:
+        yield made
 
 
 @pytest.fixture(params=[*DROPS, AZURITE])
@@ -188,9 +233,13 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DropBench]
         yield made
 
 
-@pytest.fixture(params=SERVINGS)
-def serving(request: pytest.FixtureRequest, tmp_path: Path) -> ServingBench:
-    return SERVINGS[request.param](tmp_path)
+@pytest.fixture(params=[*SERVINGS, AZURITE])
+def serving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServingBench]:
+    if request.param != AZURITE:
+        yield SERVINGS[request.param](tmp_path)
+        return
+    with azure_serving(request.getfixturevalue(AZURITE)) as made:
+        yield made
 
 
 @pytest.fixture(params=EVENTS)
@@ -209,8 +258,12 @@ class RegistryBench:
 
 
 @pytest.fixture(params=REGISTRIES)
-def models(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryBench]:
+def models(request: pytest.FixtureRequest) -> Iterator[RegistryBench]:
     rows, files = REGISTRIES[request.param]
-    store = ARTIFACTS[files](tmp_path)
-    with LEDGERS[rows](tmp_path) as made:
-        yield RegistryBench(LedgerRegistry(made, store), LedgerRegistry(made, store), store)
+    with ledger_of(rows, request) as made, artifacts_of(files, request) as store:
+        registry, another = LedgerRegistry(made, store), LedgerRegistry(made, store)
+        if request.param != "azureml":
+            yield RegistryBench(registry, another, store)
+            return
+        with mirror_bench() as mirror:
+            yield RegistryBench(mirror(registry, store), mirror(another, store), store)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,12 @@ from dropforge.adapters.memory.compute import MemoryCompute
 from dropforge.domain.errors import Conflict, NotFound, Refused, RunFailed
 from dropforge.domain.runs import ENDED, EvaluationPlan, RunSpec, RunState, RunStatus
 from dropforge.ports import Artifacts, Compute
+from tests.azure.aml_bench import SDK_WARNINGS, azure_ml
+from tests.azure.databricks_bench import databricks_bench
+from tests.azurite import Azurite
 from tests.bundles import packed
 
+pytestmark = SDK_WARNINGS
 MODEL, EVIDENCE = b"an ONNX file", b'{"metric": "mae"}'
 # The node does what the first word of the spec's command says.
 NODE = """
@@ -43,19 +48,23 @@ class ComputeBench:
 
     compute: Compute
     artifacts: Artifacts
+    # Where the table lies and what `training.compute` says, as far as the compute cares.
+    table_uri: str = "file:///nowhere"
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def spec(self, what: str, run: str = "r1") -> RunSpec:
         code = packed({"train.py": b""})
         sha256 = self.artifacts.put("code/flights.zip", code)
         plan = EvaluationPlan("mae", "day", 7)
         return RunSpec(
-            *(run, "flights", "flights", 1, "file:///nowhere", 0, "code/flights.zip", sha256, (what,)),
+            *(run, "flights", "flights", 1, self.table_uri, 0, "code/flights.zip", sha256, (what,)),
             label=None,
             event_time=None,
             features=(),
             evaluation=plan,
             seed=0,
             timeout_seconds=60,
+            compute=self.asked,
         )
 
     def ended(self, run: str = "r1") -> RunStatus:
@@ -90,16 +99,38 @@ def _local(folder: Path) -> ComputeBench:
     return ComputeBench(LocalCompute(folder / "runs", artifacts, node_command=command, grace_seconds=1.0), artifacts)
 
 
+@contextmanager
+def _azureml(azurite: Azurite, folder: Path) -> Iterator[ComputeBench]:
+    with azure_ml(azurite, folder) as made:
+        yield ComputeBench(made.compute, made.artifacts, made.spec("succeed").table_uri, {"target": "azureml"})
+
+
+@contextmanager
+def _databricks(azurite: Azurite, folder: Path) -> Iterator[ComputeBench]:
+    with databricks_bench(azurite, folder) as made:
+        yield ComputeBench(made.compute, made.artifacts, made.spec("succeed").table_uri, {"target": "databricks"})
+
+
 COMPUTES: dict[str, Callable[[Path], ComputeBench]] = {"memory": _memory, "local": _local}
+# Beside their table: over the emulator, which is a process that the whole session shares.
+AZURE_COMPUTES: dict[str, Callable[[Azurite, Path], AbstractContextManager[ComputeBench]]] = {
+    "azureml": _azureml,
+    "databricks": _databricks,
+}
 
 
-@pytest.fixture(params=COMPUTES)
+@pytest.fixture(params=[*COMPUTES, *AZURE_COMPUTES])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ComputeBench]:
-    made = COMPUTES[request.param](tmp_path)
-    yield made
-    with suppress(NotFound):
-        made.compute.cancel("r1")
-        made.ended()
+    with ExitStack() as until_end:
+        if request.param in AZURE_COMPUTES:
+            storage = request.getfixturevalue("azurite")
+            made = until_end.enter_context(AZURE_COMPUTES[request.param](storage, tmp_path))
+        else:
+            made = COMPUTES[request.param](tmp_path)
+        yield made
+        with suppress(NotFound):
+            made.compute.cancel("r1")
+            made.ended()
 
 
 def test_a_submitted_run_goes_on_by_itself(bench: ComputeBench) -> None:

@@ -209,6 +209,27 @@ def test_a_value_of_256_kib_is_kept_and_a_byte_more_is_refused(ledger: Ledger) -
         ledger.commit("p", [Insert("b", {"x": "ü" * (room // 2 + 1)})])
 
 
+def test_a_commit_of_2_mib_is_kept_and_a_byte_more_is_refused(ledger: Ledger) -> None:
+    room = 256 * 1024 - len('{"x":""}')
+    ledger.commit("p", [Insert(f"{n}", {"x": "x" * room}) for n in range(8)])
+    assert ledger.count("p", "", 100) == 8
+    with pytest.raises(BadInput, match="at most 2097152 bytes"):
+        ledger.commit("q", [*(Insert(f"{n}", {"x": "x" * room}) for n in range(8)), Insert("more", {})])
+    assert ledger.scan("q") == []
+
+
+def test_a_key_may_be_as_long_as_table_storage_spells_it(ledger: Ledger) -> None:
+    for longest in ("/" * 256, "~" * 488 + "." * 12):
+        ledger.commit(longest, [Insert(longest, {"n": 1})])
+        assert got(ledger, longest, longest).value == {"n": 1}
+        assert keys(ledger.scan(longest, longest)) == [longest]
+        for key in (longest + "/", longest[:-1] + "xx/"):
+            with pytest.raises(BadInput):
+                ledger.commit("p", [Insert(key, {})])
+            with pytest.raises(BadInput):
+                ledger.get(key, "a")
+
+
 @pytest.mark.parametrize(
     "value", [{"x": float("nan")}, {"x": float("inf")}, {"x": object()}, {"x": "\ud800"}, [1], None]
 )

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from dropforge.domain.errors import BadName, Conflict, NotFound
 from dropforge.domain.models import Alias, ModelVersion
+from tests.azure.aml_bench import SDK_WARNINGS
 from tests.contract.conftest import RegistryBench
 from tests.contract.samples import NOW, lineage
 
+pytestmark = SDK_WARNINGS
 LATER = NOW + timedelta(hours=1)
 
 

@@ -11,26 +11,31 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, HttpResponseError
-from azure.storage.blob import BlobServiceClient, ExponentialRetry
+from azure.core.exceptions import AzureError
 
+from dropforge.adapters.azure.storage import (
+    READER,
+    SETTING,
+    Place,
+    account_name,
+    code_of,
+    endpoint,
+    is_folder,
+    line_of,
+    mapped,
+    service,
+    status_of,
+)
 from dropforge.adapters.local.atomic import whole_file
 from dropforge.domain.blobs import BlobRef, checked_path, normal_etag, parse_url
-from dropforge.domain.errors import BadInput, Conflict, DropforgeError, NotFound, Unavailable
+from dropforge.domain.errors import BadInput, Conflict, DropforgeError, NotFound
 from dropforge.ports import Drop
 
-SETTING = "DROPFORGE_STORAGE"
 # The service's own limit.
 PAGE = 5000
 # An empty blob is what an upload looks like before its first byte (Data Lake and SFTP make the name first). One that
 # stays so is a drop, and a bad one: its quarantine says what is wrong with it.
 EMPTY_SETTLE = timedelta(seconds=60)
-# Published by Microsoft, the same for everybody: Azurite's account and key.
-_AZURITE = (
-    "DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;"
-    "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;"
-    "BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1"
-)
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +56,11 @@ class BlobDrops:
     ) -> None:
         """`storage`: a connection string, or the account's URL, which is then reached as the app's identity (or with the
         SAS in it). Raises `BadInput` that names the setting."""
-        self._service = _connect(storage)
-        self._endpoint = str(self._service.primary_endpoint).partition("?")[0].rstrip("/")
-        self._account = _account(self._service, self._endpoint)
+        self._service = service(storage)
+        self._endpoint = endpoint(self._service)
+        self._account = account_name(self._service)
         self._container = container
+        self._place = Place(self._account, container, READER, f"{SETTING} and DROPFORGE_DROP_CONTAINER")
         self._client = self._service.get_container_client(container)
         self._clock = clock
         self._page = page
@@ -81,7 +87,7 @@ class BlobDrops:
                 found = self._client.get_blob_client(ref.path).get_blob_properties()
         except NotFound:
             return None
-        return None if _is_folder(found) else self._drop(ref, found)
+        return None if is_folder(found) else self._drop(ref, found)
 
     def list(self, container: str, prefix: str) -> Iterator[Drop]:
         self._check_container(container)
@@ -127,7 +133,7 @@ class BlobDrops:
             )
             for blob in found:
                 ref = BlobRef(self._account, self._container, blob.name)
-                if _is_folder(blob) or not _is_sayable(ref):
+                if is_folder(blob) or not _is_sayable(ref):
                     continue
                 drop = self._drop(ref, blob)
                 if drop.finished:
@@ -165,75 +171,17 @@ class BlobDrops:
             raise self._mapped(error, ref, etag) from error
 
     def _mapped(self, error: AzureError, ref: BlobRef | None, etag: str) -> DropforgeError:
-        place = f"container {self._container!r} of storage account {self._account!r}"
-        url = ref.url if ref is not None else ""
-        status = error.status_code if isinstance(error, HttpResponseError) else None
-        code = str(getattr(error, "error_code", "") or "")
-        if code == "ContainerNotFound" or (status == 404 and ref is None):
-            # Never "the file is gone": all of them would be given up for a slip in a setting.
-            return Unavailable(f"there is no {place}; create it, or correct {SETTING} and DROPFORGE_DROP_CONTAINER")
+        if ref is None or code_of(error) in ("ContainerNotFound", "BlobArchived"):
+            return mapped(error, self._place, ref.path if ref else "")
+        status = status_of(error)
         if status == 404:
-            return NotFound(f"{url} is gone", url=url)
-        if status == 400 and ref is not None:
-            # Nor may an event that names what no blob can be called hold up the files beside it.
-            return NotFound(f"{url} is no name of a blob ({code or error})", url=url)
+            return NotFound(f"{ref.url} is gone", url=ref.url)
+        if status == 400:
+            # An event that names what no blob can be called may not hold up the files beside it.
+            return NotFound(f"{ref.url} is no name of a blob ({code_of(error) or line_of(error)})", url=ref.url)
         if status == 412:
-            return Conflict(f"{url} has been written again: etag {etag} is not there any more", url=url)
-        if code == "BlobArchived":
-            return NotFound(f"{url} is in the archive tier and cannot be read; rehydrate it", url=url)
-        if status in (401, 403):
-            return Unavailable(
-                f"{place} may not be read ({code or status}); give the app's identity the role Storage Blob Data "
-                f"Reader there, or correct {SETTING}"
-            )
-        if status is not None and status < 500 and status not in (408, 409, 429):
-            return BadInput(f"{place} refused {url or 'to be listed'}: {code or error}", url=url)
-        reason = str(error).strip().partition("\n")[0]
-        return Unavailable(f"{place} did not answer: {code or reason}; check that it can be reached, then try again")
-
-
-def _connect(storage: str) -> BlobServiceClient:
-    # The client's own first pause is 15 s, half of what Event Grid waits for an answer. Whoever asked tries again anyway.
-    settings = {
-        "retry_policy": ExponentialRetry(initial_backoff=0, increment_base=2, retry_total=2, random_jitter_range=1),
-        "connection_timeout": 10,
-        "read_timeout": 60,
-    }
-    if storage.replace(" ", "").rstrip(";").lower() == "usedevelopmentstorage=true":
-        storage = _AZURITE
-    try:
-        if storage.startswith(("https://", "http://")):
-            url = storage.replace(".dfs.", ".blob.", 1)
-            return BlobServiceClient(url, credential=None if urlsplit(url).query else _identity(), **settings)
-        return BlobServiceClient.from_connection_string(storage, **settings)
-    except ValueError as error:
-        # The value is not shown: it may hold a key.
-        raise BadInput(
-            f"setting {SETTING} cannot be used: {error}; it must be a storage account's connection string or its URL "
-            "(https://<account>.blob.core.windows.net)"
-        ) from error
-
-
-def _identity() -> Any:
-    from azure.identity import DefaultAzureCredential
-
-    return DefaultAzureCredential()
-
-
-def _account(service: BlobServiceClient, endpoint: str) -> str:
-    named = getattr(service.credential, "account_name", None)
-    if named:
-        return str(named)
-    parts = urlsplit(endpoint)
-    host = parts.hostname or ""
-    # Emulators put the account first in the path.
-    return parts.path.strip("/") or host.partition(".")[0]
-
-
-def _is_folder(blob: Any) -> bool:
-    """Data Lake lists folders as empty blobs with a mark."""
-    marks = {str(key).lower(): str(value).lower() for key, value in (blob.metadata or {}).items()}
-    return marks.get("hdi_isfolder") == "true"
+            return Conflict(f"{ref.url} has been written again: etag {etag} is not there any more", url=ref.url)
+        return mapped(error, self._place, ref.path)
 
 
 def _is_sayable(ref: BlobRef) -> bool:
