@@ -20,7 +20,7 @@ _QUOTED_LINES = 4
 _TRACEBACK = "Traceback (most recent call last):"
 _QUOTED_CHARACTERS = 600
 # From SIGTERM to SIGKILL when the node itself is told to end.
-_GRACE_SECONDS = 5.0
+GRACE_SECONDS = 5.0
 
 
 class Cancelled(BaseException):
@@ -55,28 +55,63 @@ class Ended:
         return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def run_command(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> Ended:
-    """Run to its end in the node's own process group, so that whoever ends the group ends both.
+def run_command(
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str], grace_seconds: float = GRACE_SECONDS
+) -> Ended:
+    """Run to its end. Raises `OSError` when it cannot be started. On `Cancelled` it is ended before that goes on."""
+    running = Running(command, cwd, environment)
+    try:
+        return running.wait()
+    except Cancelled:
+        end([running], grace_seconds)
+        raise
+
+
+class Running:
+    """The command, in the node's own process group, so that whoever ends the group ends both.
 
     Standard output goes straight to ours; standard error too, and its end is kept. `python` is the Python that runs
-    the node. Raises `OSError` when it cannot be started. On `Cancelled` it is ended before that goes on.
+    the node. Raises `OSError` when it cannot be started.
     """
-    words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
-    started = time.monotonic()
-    process = subprocess.Popen(
-        words, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0
-    )
-    tail = bytearray()
-    copier = threading.Thread(target=_copy_errors, args=(process, tail), daemon=True)
-    copier.start()
-    try:
-        exit_code = process.wait()
-    except Cancelled:
-        _end(process)
-        raise
-    # A process the command left behind may hold the pipe open; the command's own words are long through by then.
-    copier.join(timeout=2.0)
-    return Ended(exit_code, time.monotonic() - started, _last_words(bytes(tail)))
+
+    def __init__(self, command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
+        self._started = time.monotonic()
+        self.process = subprocess.Popen(
+            words, cwd=cwd, env=dict(environment), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0
+        )
+        self._tail = bytearray()
+        self._copier = threading.Thread(target=_copy_errors, args=(self.process, self._tail), daemon=True)
+        self._copier.start()
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def wait(self) -> Ended:
+        """Until it has ended."""
+        exit_code = self.process.wait()
+        # A process the command left behind may hold the pipe open; the command's own words are long through by then.
+        self._copier.join(timeout=2.0)
+        return Ended(exit_code, time.monotonic() - self._started, _last_words(bytes(self._tail)))
+
+
+def end(commands: Sequence[Running], grace_seconds: float) -> None:
+    """SIGTERM to the commands, and to all they started where the group is ours; SIGKILL to what is left after the grace
+    time, in which they can save what they have."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+        else:
+            for command in commands:
+                command.process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    for command in commands:
+        try:
+            command.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            command.process.kill()
+            command.process.wait()
 
 
 def _copy_errors(process: subprocess.Popen[bytes], tail: bytearray) -> None:
@@ -86,20 +121,6 @@ def _copy_errors(process: subprocess.Popen[bytes], tail: bytearray) -> None:
             os.write(sys.stderr.fileno(), piece)
             tail += piece
             del tail[:-_TAIL_BYTES]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the command, and to all it started where the group is ours; SIGKILL to the command a little later."""
-    with contextlib.suppress(ProcessLookupError):
-        if os.getpgrp() == os.getpid():
-            os.killpg(os.getpgrp(), signal.SIGTERM)
-        else:
-            process.terminate()
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _last_words(errors: bytes) -> str:

@@ -13,7 +13,16 @@ from dropforge.domain.runs import RunSpec, RunState
 MODEL = "model.onnx"
 METRICS = "metrics.json"
 EVIDENCE = "evidence.json"
+GOLDEN = "golden.json"
 RESULT = "result.json"
+# Of a run that searched for parameters: what was tried.
+SWEEP = "sweep.json"
+# Of a run on a mounted folder: what was printed, and what survives a restart.
+LOG = "log.txt"
+CHECKPOINTS = "checkpoints"
+
+# What a sweep compares its trials by; higher is better, whatever the metric.
+VALIDATION_SCORE = "dropforge_validation_score"
 
 
 class ExitCode(IntEnum):
@@ -50,6 +59,14 @@ class NodeSpec:
     work_dir: str
     # The ONNX file that is measured, when `run.challenger` is set; then no command is run.
     challenger_model: str | None = None
+    # What the command finds again when the run is started again; None: a place that does not outlive the node.
+    checkpoints_dir: str | None = None
+    # Among the processes of one run: the first alone scores and reports, the others only run the command.
+    rank: int = 0
+    # The parameters of the one trial of the sweep that this is; None: the node makes all trials itself.
+    trial: dict[str, Any] | None = None
+    # From SIGTERM to SIGKILL for the command.
+    grace_seconds: float = 5.0
 
 
 @dataclass(frozen=True)

@@ -3,47 +3,62 @@ nothing is trained: that model is measured as a new one would be."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import ctypes
 import hashlib
-import io
 import json
 import logging
 import math
 import os
-import re
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dropforge import wire
 from dropforge.domain.errors import BadInput
 from dropforge.domain.runs import ChampionRef, RunSpec, RunState
 from dropforge.domain.verdicts import LOWER_IS_BETTER, Evidence
-from dropforge.training import evidence, facts, labels
-from dropforge.training.command import Cancelled, Ended, cancel_on_signals, run_command, shown
-from dropforge.training.contract import EVIDENCE, METRICS, MODEL, RESULT, ExitCode, NodeFailed, NodeResult, NodeSpec
+from dropforge.training import evidence, facts, golden, labels
+from dropforge.training.command import Cancelled, cancel_on_signals, shown
+from dropforge.training.contract import (
+    CHECKPOINTS,
+    EVIDENCE,
+    GOLDEN,
+    METRICS,
+    MODEL,
+    RESULT,
+    SWEEP,
+    VALIDATION_SCORE,
+    ExitCode,
+    NodeFailed,
+    NodeResult,
+    NodeSpec,
+)
+from dropforge.training.disk import put, why
 from dropforge.training.evidence import Answers
+from dropforge.training.fit import TRAIN_DATA, Fit, Fitting
 from dropforge.training.labels import Target
 from dropforge.training.onnx_file import ModelUnusable
 from dropforge.training.onnx_model import load_model, numbers, probabilities
 from dropforge.training.split import Split, split
+from dropforge.training.sweep import Sweep, Tried, Validation
 from dropforge.training.table import PLATFORM, Roles, read_table, roles_of
-from dropforge.training.tracking import Tracking
+from dropforge.training.tracking import Tracking, tracking_uri
 
 LOG = logging.getLogger("dropforge")
 
-TRAIN_DATA = "train.parquet"
-PARAMETERS = "parameters.json"
+_PR_SET_PDEATHSIG = 1
 
 
-def main(spec_path: Path, started: float) -> int:
+def main(spec_path: Path, started: float, parent: int | None = None) -> int:
     """Run the spec and write `result.json`, whatever happens; returns the exit code. `started`: `time.monotonic()` at
-    the first instruction of the process."""
+    the first instruction of the process. `parent`: the process that must be the parent; the run ends with it."""
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
     LOG.setLevel(logging.INFO)
     try:
@@ -55,14 +70,18 @@ def main(spec_path: Path, started: float) -> int:
     state, code, reason = RunState.SUCCEEDED, int(ExitCode.FINE), None
     try:
         cancel_on_signals()
-        node.run()
+        if parent is not None:
+            _end_with(parent)
+        code = node.run()
+        state = RunState.FAILED if code else state
     except NodeFailed as error:
         state, code, reason = RunState.FAILED, int(error.exit_code), error.message
     except Cancelled as cancelled:
         state, code, reason = RunState.CANCELLED, int(ExitCode.CANCELLED), f"the run was told to end ({cancelled})"
     except Exception as error:
         LOG.exception("the training node failed")
-        state, code, reason = RunState.FAILED, 1, f"the training node itself failed: {type(error).__name__}: {error}"
+        said = why(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        state, code, reason = RunState.FAILED, 1, f"the training node itself failed: {said}"
     if reason:
         LOG.error("%s", reason)
     result = NodeResult(
@@ -76,7 +95,7 @@ def main(spec_path: Path, started: float) -> int:
         metrics=node.metrics,
         environment=node.environment,
     )
-    _write(Path(spec.output_dir) / RESULT, wire.to_json(result))
+    put(Path(spec.output_dir) / RESULT, wire.to_json(result))
     LOG.info("%s in %.2f s, %.2f s of them the command", state.value, result.seconds, result.command_seconds)
     return code
 
@@ -88,15 +107,20 @@ class Node:
         self.spec: RunSpec = spec.run
         self.champion_model, self.challenger_model = spec.champion_model, spec.challenger_model
         self.code, self.work, self.output = Path(spec.code_dir), Path(spec.work_dir), Path(spec.output_dir)
+        self.checkpoints = Path(spec.checkpoints_dir or self.work / CHECKPOINTS)
+        self.rank, self.trial, self.grace_seconds = spec.rank, spec.trial, spec.grace_seconds
+        self.parameters: dict[str, Any] = dict(self.spec.parameters)
         self.command_seconds = 0.0
         self.model_sha256: str | None = None
         self.metrics: dict[str, float] = {}
         self.environment: dict[str, Any] = {}
 
-    def run(self) -> None:
-        """Everything between the spec and the result. Raises `NodeFailed`."""
+    def run(self) -> int:
+        """Everything between the spec and the result. Returns 0, or, as another process than the first one, how the
+        command ended. Raises `NodeFailed`."""
         self._prepare()
-        tracking = Tracking(self.spec.tracking_uri)
+        uri = tracking_uri(self.spec, os.environ)
+        tracking = Tracking(uri if self.rank == 0 else None)
         table = read_table(self.spec.table_uri, self.spec.table_version)
         roles = roles_of(self.spec, table)
         parts = split(table, roles, self.spec.evaluation, self.spec.seed)
@@ -109,11 +133,16 @@ class Node:
         )
         tracking.prepare()
         if self.spec.challenger is None:
-            self._train(parts.train, roles, metric)
+            fitting = Fitting(self.spec, self.code, roles, metric, uri, self.grace_seconds)
+            exit_code = self._sweep(fitting, parts.train) if self.spec.sweep is not None else 0
+            exit_code = exit_code or self._train(fitting, parts.train)
+            if self.rank:
+                return exit_code
         else:
             shutil.copyfile(str(self.challenger_model), self.output / MODEL)
         self._score(parts, roles, metric, target)
-        tracking.log(self.spec, self.metrics, self._tags(metric), self.output)
+        tracking.log(self.spec, self.parameters, self.metrics, self._tags(metric), self.output)
+        return 0
 
     def _prepare(self) -> None:
         """Empty places to write to: what an earlier try left must not pass for this one's."""
@@ -125,48 +154,59 @@ class Node:
         _check_given("challenger", self.spec.challenger, self.challenger_model)
         for folder in (self.work, self.output):
             folder.mkdir(parents=True, exist_ok=True)
-        for name in (MODEL, METRICS, EVIDENCE, RESULT):
+        for name in (MODEL, METRICS, EVIDENCE, GOLDEN, RESULT, SWEEP):
             (self.output / name).unlink(missing_ok=True)
         self.environment = facts.environment(self.spec.code_sha256)
 
-    def _train(self, train: pa.Table, roles: Roles, metric: str) -> None:
-        columns = [*roles.features, roles.label]
-        if roles.event_time is not None and roles.event_time not in columns:
-            columns.append(roles.event_time)
-        data, parameters = self.work / TRAIN_DATA, self.work / PARAMETERS
-        pq.write_table(train.select(columns), data)
-        parameters.write_text(json.dumps(self.spec.parameters, sort_keys=True))
-        variables = {
-            **os.environ,
-            # What the script prints appears when it prints it.
-            "PYTHONUNBUFFERED": "1",
-            **variables_of(self.spec, roles, metric),
-            "DROPFORGE_TRAIN_DATA": str(data.resolve()),
-            "DROPFORGE_OUTPUT": str(self.output.resolve()),
-            "DROPFORGE_PARAMETERS": str(parameters.resolve()),
-            **self.spec.environment,
-        }
-        LOG.info("running %s", shown(self.spec.command))
-        try:
-            ended = run_command(self.spec.command, self.code, variables)
-        except OSError as error:
+    def _sweep(self, fitting: Fitting, train: pa.Table) -> int:
+        """Find the parameters to train with. As another process than the first one: how the command ended."""
+        plan = self.spec.sweep
+        assert plan is not None
+        if self.rank and self.trial is None:
             raise NodeFailed(
-                ExitCode.COMMAND_FAILED, f"the command `{shown(self.spec.command)}` could not be started: {error}"
-            ) from error
-        self.command_seconds = ended.seconds
-        self._check_ended(ended)
-
-    def _check_ended(self, ended: Ended) -> None:
-        command = shown(self.spec.command)
-        if ended.exit_code:
-            words = f"; its last words: {ended.last_words}" if ended.last_words else "; it wrote nothing to stderr"
-            raise NodeFailed(ExitCode.COMMAND_FAILED, f"the command `{command}` {ended.how}{words}")
-        if not (self.output / MODEL).is_file():
-            found = sorted(path.name for path in self.output.iterdir()) or "nothing"
-            raise NodeFailed(
-                ExitCode.NO_MODEL,
-                f"the command `{command}` left no {MODEL} in the folder that DROPFORGE_OUTPUT names; found {found}",
+                ExitCode.SPEC_WRONG, "a sweep has one process for each trial; several processes want one trial each"
             )
+        roles = fitting.roles
+        parts = split(train, roles, self.spec.evaluation, self.spec.seed)
+        target = labels.target_of(parts, roles.label, fitting.metric)
+        validation = Validation(
+            parts, target, lambda model: _answers(model, parts, roles, target, allowed=roles.features)
+        )
+        sweep = Sweep(self.spec, plan, fitting, validation, self.work / "sweep", self.checkpoints, self.trial)
+        if self.rank:
+            self.parameters |= self.trial or {}
+            ended = sweep.follow()
+            return 0 if ended is None else _as_a_shell(ended.exit_code)
+        tried = sweep.run()
+        best = next(trial for trial in tried.trials if trial.number == tried.best)
+        assert best.score is not None
+        self.parameters |= best.parameters
+        self.command_seconds += sum(trial.seconds for trial in tried.trials)
+        self.metrics[VALIDATION_SCORE] = best.score
+        self.environment["parameters"] = self.parameters
+        self.environment["sweep"] = _told(tried)
+        put(self.output / SWEEP, wire.to_json(tried))
+        LOG.info("the best of %d trials is trial %d: %s", len(tried.trials), best.number, best.parameters)
+        return 0
+
+    def _train(self, fitting: Fitting, train: pa.Table) -> int:
+        """Run the command on all training rows."""
+        swept = self.spec.sweep is not None
+        fit = Fit(
+            data=fitting.write_rows(train, self.work / TRAIN_DATA),
+            work=self.work,
+            output=self.output,
+            checkpoints=self.checkpoints / "best" if swept else self.checkpoints,
+            parameters=self.parameters,
+            environment=_next_port(os.environ) if swept else {},
+        )
+        LOG.info("running %s", shown(self.spec.command))
+        ended = fitting.run(fit)
+        self.command_seconds += ended.seconds
+        if self.rank:
+            return _as_a_shell(ended.exit_code)
+        fitting.check(ended, self.output)
+        return 0
 
     def _score(self, parts: Split, roles: Roles, metric: str, target: Target) -> None:
         began = time.monotonic()
@@ -189,19 +229,28 @@ class Node:
             holdout_to=parts.holdout_to,
             note="; ".join(note for note in (parts.note, why_not, left_out) if note),
         )
-        _write(self.output / EVIDENCE, wire.to_json(found))
+        put(self.output / EVIDENCE, wire.to_json(found))
         ours = evidence.summary_metrics(challenger, target)
         theirs = evidence.summary_metrics(champion, target)
         if metric in theirs:
             ours[f"{found.against}_{metric}"] = theirs[metric]
+        ours |= self.metrics
         self.metrics = {**self._metrics_of_script(ours), **ours}
-        _write(self.output / METRICS, wire.to_json(self.metrics))
+        put(self.output / METRICS, wire.to_json(self.metrics))
         self.model_sha256 = _sha256(self.output / MODEL)
+        if self.spec.challenger is None:
+            self._leave_golden(parts, roles)
         LOG.info(
             "%s %.5f, %s %.5f; scored in %.2f s",
             *(metric, ours.get(metric, math.nan), found.against, theirs.get(metric, math.nan)),
             time.monotonic() - began,
         )
+
+    def _leave_golden(self, parts: Split, roles: Roles) -> None:
+        model = load_model(
+            self.output / MODEL, parts.holdout, roles.label, allowed=roles.features, order=roles.features
+        )
+        golden.leave(model, parts.holdout, self.output / GOLDEN)
 
     def _challenger(self, parts: Split, roles: Roles, target: Target) -> Answers:
         given = self.spec.challenger
@@ -273,25 +322,30 @@ class Node:
         }
 
 
-def variables_of(spec: RunSpec, roles: Roles, metric: str) -> dict[str, str]:
-    """What the user's command finds in its environment, but for the paths."""
-    variables = {
-        "DROPFORGE_RUN": spec.run,
-        "DROPFORGE_PIPELINE": spec.pipeline,
-        "DROPFORGE_DATASET_VERSION": str(spec.dataset_version),
-        "DROPFORGE_LABEL": roles.label,
-        "DROPFORGE_EVENT_TIME": roles.event_time or "",
-        "DROPFORGE_FEATURES": _comma_separated(roles.features),
-        "DROPFORGE_METRIC": metric,
-        "DROPFORGE_SEED": str(spec.seed),
-        "PYTHONHASHSEED": str(spec.seed % 2**32),
-    }
-    if spec.tracking_uri is not None:
-        variables["MLFLOW_TRACKING_URI"] = spec.tracking_uri
-    for name, value in spec.parameters.items():
-        key = "DROPFORGE_PARAM_" + re.sub(r"\W", "_", name, flags=re.ASCII).upper()
-        variables[key] = value if isinstance(value, str) else json.dumps(value)
-    return variables
+def _end_with(parent: int) -> None:
+    """SIGTERM to ourselves when the parent ends, however it does; at once when it has ended already."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _told(tried: Tried) -> dict[str, Any]:
+    """The sweep, for the model's lineage; all of it is in `sweep.json`."""
+    failed = sum(trial.score is None for trial in tried.trials)
+    scores = {"best": tried.best, "score": max(each.score for each in tried.trials if each.score is not None)}
+    return {"sampler": tried.sampler, "trials": len(tried.trials), "failed": failed, **scores}
+
+
+def _next_port(environment: Mapping[str, str]) -> dict[str, str]:
+    """Several processes find each other at MASTER_PORT. Those of the fit before may still hold it."""
+    port = environment.get("MASTER_PORT", "")
+    return {"MASTER_PORT": str(int(port) + 1)} if port.isdigit() else {}
+
+
+def _as_a_shell(exit_code: int) -> int:
+    """128 + signal for a command that was killed."""
+    return exit_code if exit_code >= 0 else 128 - exit_code
 
 
 def _check_given(what: str, model: ChampionRef | None, path: str | None) -> None:
@@ -303,13 +357,6 @@ def _check_given(what: str, model: ChampionRef | None, path: str | None) -> None
 def _columns(parts: Split, roles: Roles) -> tuple[str, ...]:
     """Every column that a model can have been trained on."""
     return tuple(name for name in parts.holdout.column_names if name != roles.label and name not in PLATFORM)
-
-
-def _comma_separated(names: tuple[str, ...]) -> str:
-    """One line of CSV: a name that holds a comma stands in quotes."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(names)
-    return line.getvalue()
 
 
 def _answers(path: Path, parts: Split, roles: Roles, target: Target, *, allowed: tuple[str, ...]) -> Answers:
@@ -332,11 +379,3 @@ def _is_finite(value: object) -> bool:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)

@@ -59,12 +59,17 @@ class Model:
             self._check_one_row_alone(table, answers)
         return answers
 
-    def _answer(self, table: pa.Table) -> Floats:
+    def feed(self, table: pa.Table) -> tuple[dict[str, Array], npt.NDArray[np.bool_]]:
+        """What it is fed for the table, and the rows that it cannot be asked about."""
         feed: dict[str, Array] = {}
         unanswerable = np.zeros(len(table), dtype=np.bool_)
         for one in self.inputs:
             feed[one.name], missing = _fed(one, table)
             unanswerable |= missing
+        return feed, unanswerable
+
+    def _answer(self, table: pa.Table) -> Floats:
+        feed, unanswerable = self.feed(table)
         try:
             (raw,) = self.session.run([self.output], feed)
         except Exception as error:

@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -28,15 +25,14 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.table import Table
 
-from dropforge.client import Client, connect, drop_file
-from dropforge.domain.errors import Unavailable
+from dropforge.client import Client, drop_file
+from examples.machine import ROOT, start_platform, stop_platform
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))  # the pipeline's folder stands alone: its modules import each other by bare name
 
 import feed  # noqa: E402
 
-ROOT = FOLDER.parent.parent
 PIPELINE = "flights"
 WEEK_TIMEOUT = 180.0
 # Between two requests of the scoring client: it shares two cores with training and the platform.
@@ -110,38 +106,6 @@ class ScoringClient(threading.Thread):
         self.seen.failed += 1
         if len(self.seen.failures) < 10:
             self.seen.failures.append(what)
-
-
-# ------------------------------------------------------------------------------------------------ the platform
-def start_platform(state: Path) -> tuple[subprocess.Popen[bytes], Client]:
-    """`dropforge up` on a fresh state folder and a free port, once it answers."""
-    shutil.rmtree(state, ignore_errors=True)
-    state.mkdir(parents=True)
-    with (state / "up.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dropforge.cli", "up", "--state", str(state), "--port", "0", "--app", str(ROOT)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    for _ in range(300):
-        if process.poll() is not None:
-            raise SystemExit(f"the platform did not start:\n{(state / 'up.log').read_text()[-2000:]}")
-        try:
-            client = Client(connect(state))
-            client.get("health")
-        except Unavailable:
-            time.sleep(0.1)
-        else:
-            return process, client
-    raise SystemExit(f"the platform did not answer within 30 s; see {state / 'up.log'}")
-
-
-def stop_platform(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 # ------------------------------------------------------------------------------------------------ a week
