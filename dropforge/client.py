@@ -11,8 +11,8 @@ import urllib.parse
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavaila
 UNVERSIONED = ("health", "openapi.json")
 # Never part of a pipeline's folder: what tools leave behind, and what would make every bundle another.
 SKIPPED = {"__pycache__", ".git", ".venv", ".ipynb_checkpoints", "node_modules"}
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nobody: the API does not redirect, and who did would be sent key and token."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Stay)
 
 
 class Answered(DropforgeError):
@@ -37,19 +47,24 @@ class Connection:
     """Where a host listens, and the key that opens it."""
 
     url: str
-    key: str
+    key: str = field(repr=False)
     # On this machine: the host's state folder, with the drop folder in it.
     state: Path | None = None
+    # Gives a token of Entra, where that says who asks.
+    token: Callable[[], str] | None = field(default=None, repr=False)
 
 
 def connect(state: Path | None = None) -> Connection:
-    """The host to speak to: `DROPFORGE_URL` and `DROPFORGE_KEY`, or the one that runs on the state folder.
+    """The host to speak to: `DROPFORGE_URL`, with `DROPFORGE_KEY` or as who is signed in to Entra for the application that
+    `DROPFORGE_AUDIENCE` names; or the one that runs on the state folder.
 
     Without a folder, `.dropforge` is looked for here and in the folders above. Raises `Unavailable` that says what to do.
     """
     url = os.environ.get("DROPFORGE_URL")
     if url:
-        return Connection(url.rstrip("/"), os.environ.get("DROPFORGE_KEY", ""))
+        audience = os.environ.get("DROPFORGE_AUDIENCE")
+        token = _signed_in(url, audience) if audience else None
+        return Connection(url.rstrip("/"), os.environ.get("DROPFORGE_KEY", ""), token=token)
     folder = state or find_state()
     try:
         told = json.loads((folder / "connection.json").read_text())
@@ -58,6 +73,28 @@ def connect(state: Path | None = None) -> Connection:
             f"no host is running on {folder}; start one with `dropforge up` (or set DROPFORGE_URL)"
         ) from None
     return Connection(told["url"].rstrip("/"), told["function_key"], folder)
+
+
+def _signed_in(url: str, audience: str) -> Callable[[], str]:
+    """What gives a token for the application `audience` (`api://<client id>`) as who is signed in here."""
+    place = urllib.parse.urlsplit(url)
+    if place.scheme != "https" and place.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise BadInput(f"DROPFORGE_URL is {url}: a token is sent over https alone")
+
+    def token() -> str:
+        try:
+            from azure.core.exceptions import ClientAuthenticationError
+
+            from dropforge.adapters.azure.identity import credential
+        except ImportError:
+            raise BadInput("DROPFORGE_AUDIENCE needs azure-identity: pip install 'dropforge[host,azure]'") from None
+        try:
+            return str(credential().get_token(f"{audience.rstrip('/')}/.default").token)
+        except ClientAuthenticationError as error:
+            said = (str(error).splitlines() or ["no reason given"])[0]
+            raise Answered(401, f"nobody is signed in for {audience}: {said} (`az login` signs in)") from error
+
+    return token
 
 
 def find_state() -> Path:
@@ -114,10 +151,13 @@ class Client:
     ) -> bytes:
         """The bytes of the answer."""
         place = f"{self.connection.url}/api/{path if path in UNVERSIONED else f'v1/{path}'}"
-        sent = {"x-functions-key": self.connection.key, **(headers or {})}
+        sent = {"x-functions-key": self.connection.key} if self.connection.key else {}
+        if self.connection.token is not None:
+            sent["authorization"] = f"Bearer {self.connection.token()}"
+        sent |= headers or {}
         request = urllib.request.Request(place, data, sent, method=method)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:  # noqa: S310
+            with _OPENER.open(request, timeout=self._timeout) as answer:
                 body: bytes = answer.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -142,6 +182,11 @@ def _detail(error: urllib.error.HTTPError) -> str:
         told = None
     if isinstance(told, dict) and "detail" in told:
         return str(told["detail"])
+    if error.code in (301, 302, 303, 307, 308):
+        place = urllib.parse.urlsplit(error.headers.get("location", "")).hostname or "elsewhere"
+        return (
+            f"the app sends to {place} to sign in (HTTP {error.code}); set DROPFORGE_AUDIENCE to api://<its client id>"
+        )
     if error.code == 401:
         return "the key is missing or wrong (HTTP 401); set DROPFORGE_KEY, or use the state folder of the host"
     return f"HTTP {error.code} {text.strip()[:500]}"

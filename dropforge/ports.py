@@ -62,8 +62,9 @@ Write: TypeAlias = Insert | Replace | Delete
 class Ledger(Protocol):
     """Small rows with insert-if-absent and compare-and-set: the truth that events only hint at.
 
-    Rows live in partitions; a commit is atomic within one partition. Keys are 1 to 500 printable ASCII characters,
-    may contain `/`, and sort as text. A value is at most 256 KiB of JSON; a commit holds at most 100 writes.
+    Rows live in partitions; a commit is atomic within one partition. Keys are 1 to 500 printable ASCII characters (512
+    with those of `ledger_rows.SPELLED_WITH_TWO` counted twice), may contain `/`, and sort as text. A value is at most
+    256 KiB of JSON; a commit holds at most 100 writes and 2 MiB of JSON in all.
     Every method is safe from many threads and many processes at once.
     """
 
@@ -78,7 +79,8 @@ class Ledger(Protocol):
 
     def commit(self, partition: str, writes: Sequence[Write]) -> None:
         """All writes or none. Raises `Conflict` (with `key=` and `partition=`) when an Insert finds the row, a Replace
-        or Delete finds another etag or no row. Once it returns, a crash does not lose it."""
+        or Delete finds another etag or no row. Once it returns, a crash does not lose it. After `Unavailable` it may have
+        been done or not: read again and decide again."""
 
 
 # ------------------------------------------------------------------------------------------------ drops

@@ -9,11 +9,59 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from dropforge import telemetry
 from dropforge.domain.errors import BadInput
 from dropforge.domain.roles import Role
 
 _SHA256_PREFIX = re.compile(r"[0-9A-Fa-f]{16,64}")
+_WORKSPACE = re.compile(
+    r"/subscriptions/[0-9A-Fa-f-]{36}/resourceGroups/[^/]+/providers/Microsoft\.MachineLearningServices/workspaces/[^/]+",
+    re.IGNORECASE,
+)
+_VOLUMES = re.compile(r"/Volumes/[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
 _ROLES = tuple(role.value for role in Role)
+
+
+@dataclass(frozen=True)
+class AzureML:
+    """The workspace that trains and serves. What is None must be named by whoever needs it."""
+
+    # /subscriptions/<id>/resourceGroups/<name>/providers/Microsoft.MachineLearningServices/workspaces/<name>
+    workspace: str
+    # The cluster of pipelines that name none (`training.compute.cluster`).
+    cluster: str | None = None
+    # The image with `dropforge train-node` in it, unless a pipeline names another (`training.compute.image`).
+    train_image: str | None = None
+    # Client id of the managed identity that jobs run as.
+    job_client_id: str | None = None
+    # The managed online endpoint that serves; None: the replicas run elsewhere and only share the storage account.
+    endpoint: str | None = None
+    # How the endpoint asks who calls (`key` or `aad_token`), and whether it answers outside the private network. Both count
+    # when it is made, and not when it is there already.
+    endpoint_auth: str = "key"
+    endpoint_public: bool = True
+    # The image of the inference server; a new one is rolled out blue/green.
+    serve_image: str | None = None
+    serve_instance_type: str = "Standard_DS3_v2"
+    serve_instances: int = 1
+    # Of the requests that are copied to a new image for five minutes before it answers any.
+    serve_mirror_percent: int = 0
+    # Resource id and client id of the managed identity that replicas read models with.
+    serve_identity: str | None = None
+    serve_client_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Databricks:
+    """The workspace that trains where a pipeline says `target: databricks`."""
+
+    # https://adb-….azuredatabricks.net
+    host: str
+    # The Unity Catalog schema folder whose volumes `artifacts`, `tables` and `runs` are those containers:
+    # /Volumes/<catalog>/<schema>
+    volumes: str
+    # Where the wheel of this package lies for the jobs, a path in a volume or the workspace.
+    wheel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +111,20 @@ class Settings:
     events_webhook_key: str | None = field(default=None, repr=False)
     events_topic_endpoint: str | None = None
     events_topic_key: str | None = field(default=None, repr=False)
+    # The account whose Table service holds the ledger, as in `storage`; None: the one of `storage`.
+    ledger: str | None = field(default=None, repr=False)
+    # Whether spans are told, and so whether a training command is told which trace it is part of.
+    telemetry: bool = False
+    azureml: AzureML | None = None
+    databricks: Databricks | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...] | None:
+        """The `training.compute.target`s that runs can go to; None: any, where nothing is really trained."""
+        if self.adapters == "azure":
+            chosen = {"azureml": self.azureml, "databricks": self.databricks}
+            return tuple(name for name, given in chosen.items() if given is not None)
+        return ("local",) if self.adapters == "local" else None
 
 
 def read(environment: Mapping[str, str]) -> Settings:
@@ -94,6 +156,10 @@ def read(environment: Mapping[str, str]) -> Settings:
         events_webhook_key=environment.get("DROPFORGE_EVENTS_WEBHOOK_KEY") or None,
         events_topic_endpoint=environment.get("DROPFORGE_EVENTS_TOPIC_ENDPOINT") or None,
         events_topic_key=environment.get("DROPFORGE_EVENTS_TOPIC_KEY") or None,
+        ledger=environment.get("DROPFORGE_LEDGER") or None,
+        telemetry=telemetry.configured(environment),
+        azureml=_azureml(environment),
+        databricks=_databricks(environment),
     )
 
 
@@ -130,6 +196,63 @@ def _drops(environment: Mapping[str, str]) -> str:
             "DROPFORGE_DROPS is 'azure', so DROPFORGE_STORAGE must name the storage account: its connection string, or its "
             "URL to reach it as the app's identity"
         )
+    return text
+
+
+def _azureml(environment: Mapping[str, str]) -> AzureML | None:
+    workspace = environment.get("DROPFORGE_AML_WORKSPACE")
+    if not workspace:
+        return None
+    if not _WORKSPACE.fullmatch(workspace):
+        raise BadInput(
+            f"setting DROPFORGE_AML_WORKSPACE is {workspace!r}; it must be the workspace's resource id: "
+            "/subscriptions/<id>/resourceGroups/<name>/providers/Microsoft.MachineLearningServices/workspaces/<name>"
+        )
+    return AzureML(
+        workspace=workspace,
+        cluster=environment.get("DROPFORGE_AML_CLUSTER") or None,
+        train_image=environment.get("DROPFORGE_TRAIN_IMAGE") or None,
+        job_client_id=environment.get("DROPFORGE_AML_JOB_CLIENT_ID") or None,
+        endpoint=environment.get("DROPFORGE_AML_ENDPOINT") or None,
+        endpoint_auth=_endpoint_auth(environment.get("DROPFORGE_AML_ENDPOINT_AUTH", "key")),
+        endpoint_public=environment.get("DROPFORGE_AML_ENDPOINT_PUBLIC", "true").lower() != "false",
+        serve_image=environment.get("DROPFORGE_SERVE_IMAGE") or None,
+        serve_instance_type=environment.get("DROPFORGE_SERVE_INSTANCE_TYPE") or AzureML.serve_instance_type,
+        serve_instances=_instances(environment.get("DROPFORGE_SERVE_INSTANCES", "1")),
+        serve_mirror_percent=_percent(environment.get("DROPFORGE_SERVE_MIRROR_PERCENT", "0")),
+        serve_identity=environment.get("DROPFORGE_SERVE_IDENTITY") or None,
+        serve_client_id=environment.get("DROPFORGE_SERVE_CLIENT_ID") or None,
+    )
+
+
+def _databricks(environment: Mapping[str, str]) -> Databricks | None:
+    host = environment.get("DROPFORGE_DATABRICKS_HOST")
+    if not host:
+        return None
+    volumes = environment.get("DROPFORGE_DATABRICKS_VOLUMES", "")
+    if not _VOLUMES.fullmatch(volumes):
+        raise BadInput(
+            f"setting DROPFORGE_DATABRICKS_VOLUMES is {volumes!r}; it must be /Volumes/<catalog>/<schema>, the schema "
+            "with the volumes artifacts, tables and runs"
+        )
+    return Databricks(host, volumes, environment.get("DROPFORGE_DATABRICKS_WHEEL") or None)
+
+
+def _instances(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100:
+        raise BadInput(f"setting DROPFORGE_SERVE_INSTANCES is {text!r}; it must be a whole number from 1 to 100")
+    return int(text)
+
+
+def _percent(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 <= int(text[:9]) <= 50:
+        raise BadInput(f"setting DROPFORGE_SERVE_MIRROR_PERCENT is {text!r}; it must be a whole number from 0 to 50")
+    return int(text)
+
+
+def _endpoint_auth(text: str) -> str:
+    if text not in ("key", "aad_token"):
+        raise BadInput(f"setting DROPFORGE_AML_ENDPOINT_AUTH is {text!r}; choose key or aad_token")
     return text
 
 

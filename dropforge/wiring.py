@@ -6,11 +6,12 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from dropforge import telemetry
 from dropforge.domain.errors import BadInput
 from dropforge.settings import Settings, settings
 
 if TYPE_CHECKING:
-    from dropforge.ports import Drops, Events, Ports
+    from dropforge.ports import Artifacts, Compute, Drops, Events, Ports, Registry, Serving
 
 
 def _local(chosen: Settings) -> Ports:
@@ -40,6 +41,72 @@ def _local(chosen: Settings) -> Ports:
     )
 
 
+def _azure(chosen: Settings) -> Ports:
+    from dropforge.adapters.azure.artifacts import BlobArtifacts
+    from dropforge.adapters.azure.ledger import TableLedger
+    from dropforge.adapters.azure.tables import delta_tables
+    from dropforge.adapters.registry import LedgerRegistry
+    from dropforge.adapters.service_bus import ServiceBusReplies
+    from dropforge.ports import Ports
+
+    if not chosen.storage:
+        raise BadInput("DROPFORGE_ADAPTERS is 'azure', so DROPFORGE_STORAGE must name the storage account")
+    ledger = TableLedger(chosen.ledger or chosen.storage)
+    artifacts = BlobArtifacts(chosen.storage)
+    return Ports(
+        ledger=ledger,
+        drops=drops(chosen),
+        artifacts=artifacts,
+        tables=delta_tables(chosen.storage),
+        compute=_computes(chosen, artifacts),
+        registry=_registry(chosen, LedgerRegistry(ledger, artifacts), artifacts),
+        serving=_serving(chosen),
+        events=_listeners(chosen),
+        replies=ServiceBusReplies(chosen.service_bus, chosen.service_bus_namespace, chosen.service_bus_client_id),
+    )
+
+
+def _computes(chosen: Settings, artifacts: Artifacts) -> Compute:
+    """Where runs go, by the `target` of their pipeline."""
+    from dropforge.adapters.azure.computes import Computes
+    from dropforge.adapters.azure.run_files import RunFiles
+
+    assert chosen.storage is not None
+    files = RunFiles(chosen.storage, artifacts)
+    targets: dict[str, Compute] = {}
+    if chosen.azureml is not None:
+        from dropforge.adapters.azure.aml_compute import AzureMLCompute
+
+        targets["azureml"] = AzureMLCompute(chosen.azureml, files)
+    if chosen.databricks is not None:
+        from dropforge.adapters.databricks.compute import DatabricksCompute
+
+        targets["databricks"] = DatabricksCompute(chosen.databricks, files)
+    return Computes(files, targets)
+
+
+def _registry(chosen: Settings, registry: Registry, artifacts: Artifacts) -> Registry:
+    """The ledger's registry, mirrored in Azure ML where there is a workspace."""
+    if chosen.azureml is None:
+        return registry
+    from dropforge.adapters.azure.aml_registry import MirroredRegistry
+
+    return MirroredRegistry(registry, chosen.azureml, artifacts)
+
+
+def _serving(chosen: Settings) -> Serving:
+    """Desired states and reports as blobs; and, where an endpoint is named, the managed endpoint that reads them."""
+    from dropforge.adapters.azure.serving import BlobServing
+
+    assert chosen.storage is not None
+    serving = BlobServing(chosen.storage)
+    if chosen.azureml is None or chosen.azureml.endpoint is None:
+        return serving
+    from dropforge.adapters.azure.aml_endpoint import ManagedEndpointServing
+
+    return ManagedEndpointServing(serving, chosen.azureml, chosen.storage)
+
+
 def _listeners(chosen: Settings) -> dict[str, Events]:
     """The places outside that are told what happens."""
     found: dict[str, Events] = {}
@@ -56,7 +123,7 @@ def _listeners(chosen: Settings) -> dict[str, Events]:
 
 def drops(chosen: Settings) -> Drops:
     """Where files are dropped: of every family, because a laptop may work on what lies in Azure."""
-    if chosen.drops == "azure":
+    if "azure" in (chosen.drops, chosen.adapters):
         from dropforge.adapters.azure.blobs import BlobDrops
 
         return BlobDrops(chosen.storage or "", chosen.drop_container)
@@ -65,7 +132,7 @@ def drops(chosen: Settings) -> Drops:
     return LocalDrops(chosen.state / "drops")
 
 
-FAMILIES: dict[str, Callable[[Settings], Ports]] = {"local": _local}
+FAMILIES: dict[str, Callable[[Settings], Ports]] = {"local": _local, "azure": _azure}
 
 
 def build(chosen: Settings) -> Ports:
@@ -87,5 +154,6 @@ def ports() -> Ports:
     """The ports of this process, built once, on first use, whichever thread comes first."""
     with _building:
         if not _built:
+            telemetry.start("dropforge")
             _built.append(build(settings()))
         return _built[0]

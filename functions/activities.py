@@ -122,6 +122,16 @@ def observe_deployment(value: dict) -> dict:
 
 
 @bp.activity_trigger(input_name="value")
+def observe_canary(value: dict) -> dict:
+    return steps.canary.observe_canary(ports(), value["endpoint"], value["revision"], _now())
+
+
+@bp.activity_trigger(input_name="value")
+def advance_deployment(value: dict) -> dict:
+    return steps.canary.advance_deployment(ports(), value["endpoint"], value["revision"], _now())
+
+
+@bp.activity_trigger(input_name="value")
 def confirm_deployment(value: dict) -> dict:
     return steps.deploy.confirm_deployment(
         ports(), value["pipeline"], value["version"], value["endpoint"], value["revision"], _now()

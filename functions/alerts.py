@@ -66,7 +66,7 @@ async def post_alert(call: Call) -> func.HttpResponse:
     cause = follow(
         "",
         "alert",
-        correlation=call["x-correlation-id"],
+        correlation=call.correlation,
         causation=call["x-dropforge-causation-id"],
         hops=call["x-dropforge-hops"],
     )

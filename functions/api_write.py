@@ -56,7 +56,13 @@ async def apply_pipeline(call: Call) -> func.HttpResponse:
     check = precondition(call["If-Match"], call["If-None-Match"])
     now = datetime.now(UTC)
     applied = await ask(
-        steps.pipelines.apply, ports(), name, call.body, now, lambda found: check(None if found is None else str(found))
+        steps.pipelines.apply,
+        ports(),
+        name,
+        call.body,
+        now,
+        lambda found: check(None if found is None else str(found)),
+        settings().targets,
     )
     for flow in applied["start"]:
         await start(call.client, flow)
@@ -203,7 +209,7 @@ def _cause(call: Call, key: str) -> Cause:
     return follow(
         key,
         "http",
-        correlation=call["x-correlation-id"],
+        correlation=call.correlation,
         causation=call["x-dropforge-causation-id"],
         hops=call["x-dropforge-hops"],
     )

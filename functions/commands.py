@@ -14,6 +14,7 @@ from dropforge import steps
 from dropforge.domain.causes import follow
 from dropforge.domain.commands import Command
 from dropforge.domain.errors import BadCommand, BadInput
+from dropforge.domain.traces import trace_told
 from dropforge.settings import settings
 from dropforge.wiring import ports
 from functions.starting import OVER, start
@@ -33,9 +34,9 @@ async def on_command(message: func.ServiceBusMessage, client: df.DurableOrchestr
     try:
         told = await asyncio.to_thread(_accept, message, raw, now)
     except BadCommand as error:
-        logging.error("command %s is rejected: %s", _id(message), error)
+        logging.error("command %s is rejected: %s", identity(message), error)
         await asyncio.to_thread(
-            steps.commands.reject, ports(), id_=_id(message), raw=raw, error=error, now=now, **_asker(message)
+            steps.commands.reject, ports(), id_=identity(message), raw=raw, error=error, now=now, **_asker(message)
         )
         raise
     await carry_out(client, told)
@@ -64,9 +65,9 @@ def _command(message: func.ServiceBusMessage, raw: bytes) -> Command:
     properties = message.application_properties or {}
     try:
         cause = follow(
-            _id(message),
+            identity(message),
             "command",
-            correlation=message.correlation_id or None,
+            correlation=message.correlation_id or trace_told(properties.get("Diagnostic-Id")),
             causation=properties.get("causationId"),
             hops=properties.get("hops"),
         )
@@ -74,7 +75,7 @@ def _command(message: func.ServiceBusMessage, raw: bytes) -> Command:
         raise BadCommand(f"application property {error.message}") from None
     return steps.commands.parse(
         steps.commands.read(raw),
-        id=_id(message),
+        id=identity(message),
         by="service bus",
         cause=cause,
         reply_to=message.reply_to or None,
@@ -82,7 +83,7 @@ def _command(message: func.ServiceBusMessage, raw: bytes) -> Command:
     )
 
 
-def _id(message: func.ServiceBusMessage) -> str:
+def identity(message: func.ServiceBusMessage) -> str:
     """The sender's id of the message; of a sender who gave none, where and when the service put it."""
     return message.message_id or f"{message.sequence_number}@{message.enqueued_time_utc}"
 

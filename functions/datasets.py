@@ -12,6 +12,7 @@ import azure.functions as func
 from dropforge import steps
 from dropforge.settings import settings
 from dropforge.wiring import ports
+from functions import envelopes
 from functions.gathering import Gathered
 from functions.starting import Starter
 
@@ -21,7 +22,12 @@ bp = df.Blueprint()
 @bp.event_grid_trigger(arg_name="event")
 @bp.durable_client_input(client_name="client")
 async def on_blob_event(event: func.EventGridEvent, client: df.DurableOrchestrationClient) -> None:
-    await _events.add((_told(event), client))
+    await take(envelopes.told(event), client)
+
+
+async def take(told: dict[str, Any], client: df.DurableOrchestrationClient) -> None:
+    """Returns once what the event says is written down, and what follows is started."""
+    await _events.add((told, client))
 
 
 async def _heed(told: list[tuple[dict[str, Any], df.DurableOrchestrationClient]]) -> dict[int, Exception]:
@@ -31,20 +37,6 @@ async def _heed(told: list[tuple[dict[str, Any], df.DurableOrchestrationClient]]
     for flow in heeded.start:
         await _starter.start(told[-1][1], flow)
     return dict(heeded.failures)
-
-
-def _told(event: func.EventGridEvent | func.CloudEvent) -> dict[str, Any]:
-    """The envelope as it came. The SDK makes one of two objects of it, whatever the parameter says it wants."""
-    if isinstance(event, func.CloudEvent):
-        return {
-            **event.extension_attrs,
-            "specversion": event.specversion,
-            "id": event.id,
-            "type": event.type,
-            "subject": event.subject,
-            "data": event.get_json(),
-        }
-    return {"id": event.id, "eventType": event.event_type, "subject": event.subject, "data": event.get_json()}
 
 
 _events = Gathered(_heed)

@@ -12,6 +12,7 @@ import azure.functions as func
 
 from dropforge.domain.errors import BadInput
 from dropforge.domain.roles import Role
+from dropforge.domain.traces import trace_told
 from dropforge.settings import settings
 from functions import access, answers
 from functions.access import Caller
@@ -69,6 +70,11 @@ class Call:
     def client(self) -> df.DurableOrchestrationClient:
         assert self._client is not None, f"{self.operation.name} starts no work"
         return self._client
+
+    @property
+    def correlation(self) -> str | None:
+        """What the asker calls his piece of work; without a name for it, the trace that his request is part of."""
+        return self.values["x-correlation-id"] or trace_told(self.request.headers.get("traceparent"))
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

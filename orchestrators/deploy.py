@@ -1,8 +1,12 @@
-"""Model version in, endpoint serving it out: publish the desired state, watch the replicas, confirm or roll back."""
+"""Model version in, endpoint serving it out: publish the desired state, watch the replicas, confirm or roll back.
+
+Where the pipeline says so the traffic moves in steps, each a desired state of its own that is watched for a while.
+"""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import azure.durable_functions as df
 
@@ -28,13 +32,16 @@ def deploy(context: df.DurableOrchestrationContext) -> Flow:
     )
     if published["state"] == "refused":
         return published
-    seen, pause = published, float(published["poll_seconds"])
-    place = {"endpoint": published["endpoint"], "revision": published["revision"]}
-    while seen["state"] in ("published", "waiting"):
-        seen = yield do(context, "observe_deployment", **place)
-        if seen["state"] == "waiting":
-            yield from wait(context, context.current_utc_datetime + timedelta(seconds=pause))
-            pause = min(pause * 1.5, max(2.0, pause))
+    stage, pause = published, float(published["poll_seconds"])
+    while True:
+        place = {"endpoint": published["endpoint"], "revision": stage["revision"]}
+        seen = yield from _served(context, place, stage, pause)
+        # Only where the traffic moves in steps.
+        if seen["state"] == "ready" and stage.get("canary"):
+            seen = yield from _baked(context, place)
+        if seen["state"] != "passed":
+            break
+        stage = yield do(context, "advance_deployment", **place)
     if seen["state"] == "ready":
         result = yield do(context, "confirm_deployment", pipeline=pipeline, version=version, **place)
         return result
@@ -42,6 +49,25 @@ def deploy(context: df.DurableOrchestrationContext) -> Flow:
         result = yield do(context, "roll_back_deployment", reason=seen["reason"], **place)
         return result
     return seen
+
+
+def _served(context: df.DurableOrchestrationContext, place: dict[str, Any], seen: dict[str, Any], pause: float) -> Flow:
+    """Watch the replicas until they serve the revision, or will not."""
+    while seen["state"] in ("published", "waiting"):
+        seen = yield do(context, "observe_deployment", **place)
+        if seen["state"] == "waiting":
+            yield from wait(context, context.current_utc_datetime + timedelta(seconds=pause))
+            pause = min(pause * 1.5, max(2.0, pause))
+    return seen
+
+
+def _baked(context: df.DurableOrchestrationContext, place: dict[str, Any]) -> Flow:
+    """Watch the candidate at its step of the traffic until it may go on, or must go."""
+    while True:
+        seen = yield do(context, "observe_canary", **place)
+        if seen["state"] != "baking":
+            return seen
+        yield from wait(context, context.current_utc_datetime + timedelta(seconds=seen["seconds"]))
 
 
 bp.orchestration_trigger(context_name="context")(guarded(deploy))

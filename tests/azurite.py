@@ -26,19 +26,23 @@ CACHE = ROOT / ".dropforge-cache"
 # The account that the contract's URLs name.
 ACCOUNT = "local"
 KEY = base64.b64encode(b"a key for tests, known to all").decode()
-_MAIN = Path("node_modules/azurite/dist/src/blob/main.js")
+_MAIN = Path("node_modules/azurite/dist/src/azurite.js")
 _START_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Azurite:
-    """A running Blob service with one account; everything in it is gone when it ends."""
+    """Running Blob and Table services with one account; everything in them is gone when they end."""
 
     url: str
+    table_url: str
 
     @property
     def connection_string(self) -> str:
-        return f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={self.url}/{ACCOUNT}"
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
+            f"BlobEndpoint={self.url}/{ACCOUNT};TableEndpoint={self.table_url}/{ACCOUNT}"
+        )
 
     @contextmanager
     def container(self, name: str) -> Iterator[ContainerClient]:
@@ -90,8 +94,10 @@ def installed() -> Path:
 
 @contextmanager
 def running(main: Path) -> Iterator[Azurite]:
-    """Azurite on a free port, in memory."""
-    command = ["node", str(main), "--blobHost", "127.0.0.1", "--blobPort", "0"]
+    """Azurite on free ports, in memory."""
+    command = ["node", str(main)]
+    for service in ("blob", "queue", "table"):
+        command += [f"--{service}Host", "127.0.0.1", f"--{service}Port", "0"]
     command += ["--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"]
     with tempfile.TemporaryDirectory(prefix="azurite-") as folder:
         output = Path(folder) / "output.txt"
@@ -105,18 +111,20 @@ def running(main: Path) -> Iterator[Azurite]:
                 env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
             )
         try:
-            yield Azurite(_address(process, output))
+            yield Azurite(*_addresses(process, output))
         finally:
             process.kill()
             process.wait()
 
 
-def _address(process: subprocess.Popen[bytes], output: Path) -> str:
+def _addresses(process: subprocess.Popen[bytes], output: Path) -> tuple[str, str]:
+    """Of the Blob and of the Table service."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         said = output.read_text(errors="replace")
-        if found := re.search(r"successfully listens on (http://\S+)", said):
-            return found[1]
+        found = dict(re.findall(r"Azurite (Blob|Table) service .* listen\w* (?:on|at) (http://\S+)", said))
+        if len(found) == 2:
+            return found["Blob"], found["Table"]
         if process.poll() is not None:
             break
         time.sleep(0.05)

@@ -35,3 +35,33 @@ def episodes_of(app: str) -> Path | None:
     """A new file for the episodes of a host or an engine that a test starts; None outside a test session."""
     folder = os.environ.get(EPISODES)
     return Path(folder) / f"{app}--{secrets.token_hex(6)}.jsonl" if folder else None
+
+
+# Files that take longest, for their size: begun first, so that none is left to run alone at the end.
+LONG = (
+    "e2e/test_azure_loop.py",
+    "e2e/test_host_service_bus.py",
+    "e2e/test_digits.py",
+    "e2e/test_training_examples.py",
+    "e2e/test_platform.py",
+    "e2e/test_kills.py",
+    "e2e/test_api_schemathesis.py",
+    "e2e/test_package.py",
+    "sdk/test_live.py",
+    "e2e/test_door_kills.py",
+    "e2e/test_serving.py",
+    "e2e/test_commands.py",
+    "e2e/",
+    "sdk/",
+    "contract/",
+)
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(_HERE).as_posix() if item.path.is_relative_to(_HERE) else ""
+        return next((number for number, start in enumerate(LONG) if path.startswith(start)), len(LONG))
+
+    # A stable order: within a place as they were.
+    items.sort(key=place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,24 +30,29 @@ _CONFIGURATION = {
     "delta.enableExpiredLogCleanup": "false",
     "delta.appendOnly": "true",
 }
-# Newest commits looked at first when a batch is looked for; nearly always it is among them.
-_RECENT = 32
+# Newest commits looked at first when a batch is looked for; nearly always it is among them, and each is a file to read.
+_RECENT = 16
+# Colours and arrows.
+_DRAWN = re.compile("\x1b\\[[0-9;]*m|↳")
 # Commits lost to others in a row before giving up.
 _ATTEMPTS = 10
 
 
 class DeltaTables:
-    """Tables under a root: a path, `file:///…`, `abfss://…`, `az://…`; `storage_options` as delta-rs takes them.
+    """Tables under a root: a path, `file:///…`, `abfss://…`, `az://…`; `storage_options` as delta-rs takes them, or what
+    makes them: it is asked each time a table is opened.
 
     A batch is one commit, which carries the batch number as a Delta transaction of the platform. Commits are never
     merged with what others committed meanwhile: the one who finds the version taken looks again, and finds the batch
     there or appends to the newer version.
     """
 
-    def __init__(self, root_uri: str, storage_options: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root_uri: str, storage_options: dict[str, str] | Callable[[], dict[str, str]] | None = None
+    ) -> None:
         local = "://" not in root_uri
         self._root = Path(root_uri).absolute().as_uri() if local else root_uri.rstrip("/")
-        self._options = storage_options
+        self._told = storage_options
 
     def check(self, path: Path, rules: TableRules) -> FileCheck:
         """See `tabular.checks.check_file`."""
@@ -105,6 +110,9 @@ class DeltaTables:
             raise NotFound(f"table {table} has no version {version}; found {newest}", table=table, version=version)
         return self._state(uri, version)
 
+    def _options(self) -> dict[str, str] | None:
+        return self._told() if callable(self._told) else self._told
+
     def _uri(self, table: str) -> str:
         if not all(_SEGMENT.fullmatch(segment) for segment in table.split("/")):
             raise BadInput(
@@ -118,7 +126,7 @@ class DeltaTables:
 
         with _translated(uri):
             try:
-                return DeltaTable(uri, version=version, storage_options=self._options)
+                return DeltaTable(uri, version=version, storage_options=self._options())
             except TableNotFoundError:
                 return None
 
@@ -166,7 +174,7 @@ class DeltaTables:
                     reader,
                     mode="error",
                     configuration=_CONFIGURATION,
-                    storage_options=self._options,
+                    storage_options=self._options(),
                     commit_properties=properties,
                 )
             else:
@@ -177,7 +185,7 @@ class DeltaTables:
             newer = self._open(uri)
             if newer is not None and newer.version() >= version:
                 return False
-            raise Unavailable(f"table at {uri}: nothing was appended: {error}", table=uri) from error
+            raise Unavailable(f"table at {uri}: nothing was appended: {_line(error)}", table=uri) from error
         finally:
             reader.close()
         return True
@@ -226,7 +234,14 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
-        raise Unavailable(f"table at {uri} cannot be read: {error}", table=uri) from error
+        raise Unavailable(f"table at {uri} cannot be read: {_line(error)}", table=uri) from error
+
+
+def _line(error: Exception) -> str:
+    """What delta-rs draws in colours over many lines, as one; and what to do where a role is missing."""
+    text = " ".join(_DRAWN.sub(" ", str(error)).split())[:500]
+    role = "; give the identity that asks the role Storage Blob Data Contributor there" if " 403 " in text else ""
+    return text + role
 
 
 def _fsync(path: Path) -> None:

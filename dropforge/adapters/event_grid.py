@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from dropforge.adapters.azure.identity import credential
 from dropforge.adapters.patience import Patience
 from dropforge.domain.errors import BadInput, Refused, Unavailable
 from dropforge.domain.events import DomainEvent, cloud_type
@@ -82,13 +83,8 @@ class EventGridTopic:
         from azure.core.credentials import AzureKeyCredential
         from azure.eventgrid import EventGridPublisherClient
 
-        if self._key:
-            credential: Any = AzureKeyCredential(self._key)
-        else:
-            from azure.identity import DefaultAzureCredential
-
-            credential = DefaultAzureCredential()
-        return EventGridPublisherClient(self._endpoint, credential)
+        shown: Any = AzureKeyCredential(self._key) if self._key else credential()
+        return EventGridPublisherClient(self._endpoint, shown)
 
 
 def _check_json(event: DomainEvent) -> None:

@@ -9,14 +9,24 @@ from dropforge.domain.errors import BadInput, Conflict
 from dropforge.ports import Delete, Insert, Json, Write
 
 MAX_KEY = 500
+# A key of Table storage: 1 KiB of UTF-16. See `azure/table_keys.py` for what it spells with two characters.
+MAX_SPELLED = 512
+SPELLED_WITH_TWO = frozenset(" !\"#$%&'*+./>?[\\")
 MAX_VALUE_BYTES = 256 * 1024
 MAX_WRITES = 100
+# A transaction of Table storage is 4 MiB as it goes over the wire.
+MAX_COMMIT_BYTES = 2 * 1024 * 1024
 
 
 def checked_key(value: str, what: str) -> str:
     """The key or partition itself, when it is 1 to 500 printable ASCII characters; otherwise `BadInput`."""
     if not 1 <= len(value) <= MAX_KEY or not _is_printable(value):
         raise BadInput(f"ledger {what} {value!r} is not 1 to {MAX_KEY} printable ASCII characters; choose another")
+    if len(value) > MAX_SPELLED // 2 and (size := len(value) + sum(map(value.count, SPELLED_WITH_TWO))) > MAX_SPELLED:
+        raise BadInput(
+            f"ledger {what} {value!r} is as long as {size} characters, more than {MAX_SPELLED}, with those of "
+            f"{''.join(sorted(SPELLED_WITH_TWO))!r} counted twice; choose a shorter one"
+        )
     return value
 
 
@@ -38,7 +48,13 @@ def checked_writes(partition: str, writes: Sequence[Write]) -> list[tuple[Write,
     keys = {checked_key(write.key, "key") for write in writes}
     if len(keys) < len(writes):
         raise BadInput(f"a ledger commit to {partition!r} writes one key twice; say once what the row should be")
-    return [(write, "" if isinstance(write, Delete) else _encoded(write.key, write.value)) for write in writes]
+    checked = [(write, "" if isinstance(write, Delete) else _encoded(write.key, write.value)) for write in writes]
+    size = sum(len(text) if text.isascii() else len(text.encode()) for _, text in checked)
+    if size > MAX_COMMIT_BYTES:
+        raise BadInput(
+            f"a ledger commit holds at most {MAX_COMMIT_BYTES} bytes of JSON, found {size} in {len(writes)} writes; split it"
+        )
+    return checked
 
 
 def conflict(partition: str, write: Write) -> Conflict:

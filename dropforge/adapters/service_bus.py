@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from dropforge.adapters.azure.identity import credential
 from dropforge.adapters.patience import Patience
 from dropforge.domain.errors import DropforgeError, NotFound, Refused, Unavailable
 from dropforge.domain.events import Reply
@@ -102,10 +103,7 @@ class ServiceBusReplies:
                     # Its text may hold the connection string, and with it the key.
                     raise Unavailable("setting SERVICE_BUS is not a Service Bus connection string; mend it") from error
             else:
-                from azure.identity import DefaultAzureCredential
-
-                credential = DefaultAzureCredential(managed_identity_client_id=self._client_id)
-                self._client = ServiceBusClient(self._namespace, credential, **patience)
+                self._client = ServiceBusClient(self._namespace, credential(self._client_id), **patience)
         return self._client
 
 

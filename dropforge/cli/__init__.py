@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from dropforge.cli.app import app, main
+import sys
+import time
 
-# Each makes its commands when it is loaded, in the order in which `--help` shows them.
-from dropforge.cli import here, looking, asking, alerting  # isort: skip
 
-__all__ = ["alerting", "app", "asking", "here", "looking", "main"]
+def main() -> None:
+    """The command that was typed. A training node has none of the libraries that the others need."""
+    started = time.monotonic()
+    if sys.argv[1:2] == ["train-node"]:
+        from dropforge.training.mounted import main as train_node
+
+        sys.exit(train_node(sys.argv[2:], started))
+    from dropforge.cli.commands import main as typed
+
+    typed()

@@ -67,7 +67,7 @@ def _hint(error: DropforgeError) -> str | None:
     if not isinstance(error, Answered):
         return None
     if error.status == 401:
-        return "set DROPFORGE_KEY, or name the state folder of the host with --state"
+        return "set DROPFORGE_KEY (or DROPFORGE_AUDIENCE, to sign in to Entra), or name the state folder of the host with --state"
     if error.status == 403:
         return "use a key that has the role: DROPFORGE_KEY, or `host_keys` in the state folder's connection.json"
     if error.status == 404 and "no pipeline" in str(error):

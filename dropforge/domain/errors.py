@@ -7,6 +7,7 @@
         BadFile           a dropped file that fails its checks
         BadCommand        a command that cannot be understood
           Reused          a command's id, or a request's key, that was used for something else before
+        BadEvent          a message that tells of an event and makes no sense
       NotFound            no such thing
       Conflict            somebody else changed it first; read again and decide again
       Refused             allowed to ask, not allowed now (paused, over budget, not approved)
@@ -56,6 +57,10 @@ class BadCommand(BadInput):
 
 class Reused(BadCommand):
     http_status = 409
+
+
+class BadEvent(BadInput):
+    dead_letter_reason: ClassVar[str] = "BadEvent"
 
 
 class NotFound(DropforgeError):

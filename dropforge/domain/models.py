@@ -27,6 +27,8 @@ class Lineage:
     metrics: dict[str, float]
     verdict: dict[str, Any]
     evidence: str
+    # Requests with the model's answers to them where it was judged; None for one from before there were any.
+    golden: str | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,19 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
+class SweepPlan:
+    """A search for the best parameters; see `spec.Sweep`. Trials are compared by `EvaluationPlan.metric` on the newest part
+    of the training rows, never on the holdout, which stays unseen until the best one meets the champion."""
+
+    trials: int
+    parallel: int
+    # `random`, `bayesian` or `grid`.
+    sampler: str
+    # By parameter: `{"choice": [...]}`, or `{"min": 1e-4, "max": 1e-1, "log": true, "int": false}`.
+    space: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """Everything a training node needs, as names, URIs and versions. Equal specs are the same run."""
 
@@ -68,6 +81,7 @@ class RunSpec:
     tracking_uri: str | None = None
     # A model version that is measured against the champion; then nothing is trained, registered or promoted.
     challenger: ChampionRef | None = None
+    sweep: SweepPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,8 @@ class RunStatus:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     exit_code: int | None = None
+    # Where a person can watch it, if there is such a place.
+    url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +111,8 @@ class RunResult:
     environment: dict[str, Any]
     # Wall-clock seconds of the training process itself, from its first instruction to its last.
     seconds: float
+    # Requests with the model's answers to them, for the server to ask it before it serves.
+    golden: str | None = None
 
 
 class RunOutcome(Enum):

@@ -37,7 +37,7 @@ def check(tree: Tree) -> list[Problem]:
     """Everything that does not fit together, in no particular order."""
     checks: tuple[Callable[[Tree], Found], ...] = (
         _columns, _roles, _listed_once, _label_type, _event_time_type, _slice_types,
-        _waits, _enough_blocks, _parameter_names, _near_misses, _alert_rules,
+        _waits, _enough_blocks, _parameter_names, _sweep, _near_misses, _alert_rules,
     )  # fmt: skip
     return [Problem(tree.line(path), dotted(path), message) for one in checks for path, message in one(tree)]
 
@@ -230,6 +230,48 @@ def _parameter_names(tree: Tree) -> Found:
                 f"found {name!r} and {seen[name.upper()]!r}; both would be DROPFORGE_PARAM_{name.upper()}",
             )
         seen.setdefault(name.upper(), name)
+
+
+def _sweep(tree: Tree) -> Found:
+    place = ("training", "sweep", "parameters")
+    found, fixed = _at(tree, *place), _at(tree, "training", "parameters")
+    seen: dict[str, str] = {name.upper(): name for name in fixed} if isinstance(fixed, dict) else {}
+    for name, axis in found.items() if isinstance(found, dict) else ():
+        if name.upper() in seen:
+            yield (
+                (*place, name),
+                f"found {name!r}, and {seen[name.upper()]!r} is a parameter already; remove one of them",
+            )
+        seen.setdefault(name.upper(), name)
+        if isinstance(axis, dict):
+            yield from _axis((*place, name), axis, _at(tree, "training", "sweep", "sampler"))
+
+
+def _axis(path: Path, axis: dict[str, Any], sampler: object) -> Found:
+    low, high, choice = axis.get("min"), axis.get("max"), axis.get("choice")
+    if choice is not None and not (low is None and high is None):
+        yield path, "found both `choice` and bounds; wanted one of them"
+    if choice is None and (low is None or high is None):
+        yield path, "wanted `choice`, or both `min` and `max`"
+    if choice is None and sampler == "grid":
+        yield path, "found no `choice`; a grid is made of listed values. List them, or set sampler: random"
+    if isinstance(choice, list):
+        for index, value in enumerate(choice):
+            if any(type(value) is type(other) and value == other for other in choice[:index]):
+                yield (*path, "choice", index), f"found {value!r} twice"
+        for key in ("log", "int"):
+            if axis.get(key) is True:
+                yield (*path, key), "found it beside `choice`; it is for `min` and `max`"
+    if not _is_number(low) or not _is_number(high):
+        return
+    if low >= high:
+        yield (*path, "min"), f"found {low}, and max is {high}; wanted min < max"
+    if axis.get("log") is True and low <= 0:
+        yield (*path, "min"), f"found {low}; with `log` it must be above 0"
+    if axis.get("int") is True:
+        for key, value in (("min", low), ("max", high)):
+            if float(value) != int(value):
+                yield (*path, key), f"found {value}; with `int` it must be a whole number"
 
 
 def _near_misses(tree: Tree) -> Found:

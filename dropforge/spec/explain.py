@@ -103,6 +103,6 @@ def _meaning(root: type[BaseModel], path: Path) -> str:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (tuple, Annotated, Union, types.UnionType):
+    if get_origin(annotation) in (tuple, dict, Annotated, Union, types.UnionType):
         return next(filter(None, map(_model_in, get_args(annotation))), None)
     return None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import ValidationError
 
 from dropforge.domain.alerts import AlertAction, Rule, Until
+from dropforge.domain.canary import Rules
 from dropforge.domain.datasets import Column
 from dropforge.domain.errors import BadSpec
 from dropforge.domain.gate import Policy
+from dropforge.domain.runs import SweepPlan
 from dropforge.ports import ColumnRule, TableRules
 from dropforge.spec.checks import check
 from dropforge.spec.explain import explained
-from dropforge.spec.model import PipelineSpec
+from dropforge.spec.model import Axis, PipelineSpec
 from dropforge.spec.problems import Problem
 from dropforge.spec.tree import NotYaml, read_tree
 
@@ -73,6 +76,43 @@ def to_policy(spec: PipelineSpec) -> Policy:
         worse=gate.worse,
         slice_worse=gate.slice_worse,
         first=gate.first,
+    )
+
+
+def to_sweep_plan(spec: PipelineSpec) -> SweepPlan | None:
+    """The search for parameters that every training makes; None without one."""
+    sweep = spec.training.sweep
+    if sweep is None:
+        return None
+    return SweepPlan(
+        trials=sweep.trials,
+        parallel=sweep.parallel,
+        sampler=sweep.sampler,
+        space={name: _axis(axis) for name, axis in sweep.parameters.items()},
+    )
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    if axis.choice is not None:
+        return {"choice": list(axis.choice)}
+    assert axis.min is not None
+    assert axis.max is not None
+    low, high = (int(axis.min), int(axis.max)) if axis.int else (axis.min, axis.max)
+    return {"min": low, "max": high, "log": axis.log, "int": axis.int}
+
+
+def to_canary_rules(spec: PipelineSpec) -> Rules | None:
+    """How the traffic of a promoted model grows; None: it gets all at once."""
+    canary = spec.deployment.canary
+    if canary is None:
+        return None
+    return Rules(
+        steps=canary.steps,
+        bake=canary.bake,
+        max_failed=canary.max_failed,
+        max_latency_ratio=canary.max_latency_ratio,
+        min_requests=canary.min_requests,
+        mirror=canary.mirror,
     )
 
 

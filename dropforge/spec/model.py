@@ -25,6 +25,7 @@ from dropforge.spec.values import (
     Number,
     Parameter,
     Pattern,
+    Percents,
     Scalar,
     Scalars,
     Size,
@@ -124,6 +125,34 @@ class Compute(_Section):
     timeout: Duration = Field(default=timedelta(hours=1), description="A run that takes longer is cancelled.")
 
 
+class Axis(_Section):
+    """What a sweep tries for one parameter: `choice`, or numbers from `min` to `max`."""
+
+    choice: Scalars | None = Field(default=None, description="The values to try.")
+    min: Number | None = Field(default=None, description="The smallest number to try.")
+    max: Number | None = Field(default=None, description="The largest number to try.")
+    log: Flag = Field(
+        default=False,
+        description="Whether numbers are spread by their order of magnitude: as many between 0.001 and 0.01 as between "
+        "0.01 and 0.1.",
+    )
+    int: Flag = Field(default=False, description="Whether only whole numbers are tried.")
+
+
+class Sweep(_Section):
+    """A search for the parameters to train with, in every run. Trials are compared by `evaluation.metric` on the newest
+    part of the training rows; see [the training node](training-node.md)."""
+
+    parameters: dict[Parameter, Axis] = Field(min_length=1, description="What to try, by the parameter's name.")
+    trials: Whole = Field(default=20, ge=1, le=1000, description="How many sets of parameters are tried, at most.")
+    parallel: Whole = Field(default=1, ge=1, le=100, description="How many of them at once.")
+    sampler: Literal["random", "bayesian", "grid"] = Field(
+        default="random",
+        description="How they are chosen: at random, in the light of those before (`bayesian`), or every combination in "
+        "turn (`grid`; every parameter needs a `choice`).",
+    )
+
+
 class Training(_Section):
     """How a model is made."""
 
@@ -146,6 +175,9 @@ class Training(_Section):
     seed: Whole = Field(default=0, ge=0, le=2**32 - 1, description="The seed of every random choice.")
     min_rows: Whole = Field(
         default=1, ge=1, description="Nothing is trained before a dataset version has this many rows in all."
+    )
+    sweep: Sweep | None = Field(
+        default=None, description="A search for the parameters to train with, in every run. Default: none."
     )
     compute: Compute = Field(default_factory=Compute)
 
@@ -211,6 +243,40 @@ class Gate(_Section):
     )
 
 
+class Canary(_Section):
+    """How a promoted model gets the traffic in steps, and loses it again when it fails or is slow."""
+
+    steps: Percents = Field(
+        description="The percents of the traffic that it is given one after the other, before it gets all, as in "
+        "`[5, 25]`."
+    )
+    bake: Duration = Field(
+        default=timedelta(minutes=2),
+        description="How long it is watched at each step; up to three times as long while it has had too few requests.",
+    )
+    min_requests: Whole = Field(
+        default=100, ge=1, description="It is judged by at least so many requests at each step, if they come at all."
+    )
+    max_failed: Number = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="The share of its requests that it may fail beyond the share that the champion fails.",
+    )
+    max_latency_ratio: Number = Field(
+        default=1.5,
+        ge=1,
+        description="How many times as long as the champion it may take, by the 95th percentile.",
+    )
+    mirror: Whole = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="The percent of the champion's requests that it is given copies of. Above 0, the first step is "
+        "one with copies alone.",
+    )
+
+
 class Deployment(_Section):
     """Where the champion answers."""
 
@@ -223,6 +289,9 @@ class Deployment(_Section):
     enabled: Flag = Field(default=True, description="Whether a promoted model is served at all.")
     timeout: Duration = Field(
         default=timedelta(seconds=60), description="How long the replicas have to serve a promoted model."
+    )
+    canary: Canary | None = Field(
+        default=None, description="The steps in which a promoted model gets the traffic. Default: all at once."
     )
 
 

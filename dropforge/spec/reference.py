@@ -43,6 +43,8 @@ _RULES = """\
   `allowed` are of the column's type, each there once.
 - `quiet_period` is not longer than `max_wait`.
 - Parameters whose names differ only in case are refused: they would be one environment variable.
+- A parameter that a sweep tries is not in `training.parameters` as well. It has either a `choice` or both bounds, with
+  `min < max`; `log` wants them above 0, `int` whole. A `grid` wants a `choice` for each.
 - `holdout_blocks` is large enough for a verdict at this `confidence` ([verdicts](verdicts.md): 5 at 0.9), unless
   `gate.cannot_tell` is ask or promote.
 """
@@ -63,7 +65,8 @@ def _section(root: dict[str, Any], path: str, section: dict[str, Any]) -> list[s
     for key, value in section["properties"].items():
         child = _child(root, value)
         if child is not None:
-            inner += _section(root, f"{path}.{key}".lstrip(".") + ("[]" if value.get("type") == "array" else ""), child)
+            mark = {"array": "[]", "object": ".<name>"}.get(value.get("type", ""), "")
+            inner += _section(root, f"{path}.{key}".lstrip(".") + mark, child)
         kind = "section" if child is not None and "type" not in value else _kind(root, value)
         default = "**required**" if key in section.get("required", []) else _default(kind, value)
         meaning = value.get("description") or (child or {}).get("description", "")
@@ -72,7 +75,9 @@ def _section(root: dict[str, Any], path: str, section: dict[str, Any]) -> list[s
 
 
 def _child(root: dict[str, Any], value: dict[str, Any]) -> dict[str, Any] | None:
-    reference = value.get("$ref") or value.get("items", {}).get("$ref")
+    optional: dict[str, Any] = next((one for one in value.get("anyOf", ()) if "$ref" in one), {})
+    inside = (value, value.get("items", {}), value.get("additionalProperties", {}), optional)
+    reference = next((each["$ref"] for each in inside if isinstance(each, dict) and "$ref" in each), None)
     found: dict[str, Any] = root["$defs"][reference.rpartition("/")[2]] if reference else {}
     return found if "properties" in found else None
 
@@ -95,7 +100,7 @@ def _kind(root: dict[str, Any], value: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {'sections' if _child(root, value) else _kind(root, value['items'])}"
     if kind == "object":
-        return f"names with {_kind(root, value['additionalProperties'])}"
+        return f"names with {'sections' if _child(root, value) else _kind(root, value['additionalProperties'])}"
     words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
     return words[kind] + _bounds(value)
 

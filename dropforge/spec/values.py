@@ -158,6 +158,12 @@ def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
     return value
 
 
+def _growing(value: tuple[int, ...]) -> tuple[int, ...]:
+    if not value or any(not 1 <= each <= 99 for each in value) or sorted(set(value)) != list(value):
+        raise unfit("percents from 1 to 99, each larger than the one before, as in [5, 25]")
+    return value
+
+
 def careful_action(value: Action) -> Action:
     """The action itself, when it may follow from a *worse* verdict."""
     if value is Action.PROMOTE:
@@ -228,5 +234,12 @@ Command: TypeAlias = Annotated[
 ]
 Scalar: TypeAlias = Annotated[Any, PlainValidator(_scalar), WithJsonSchema({"type": ["string", "number", "boolean"]})]
 Scalars: TypeAlias = Annotated[tuple[Scalar, ...], AfterValidator(_some)]
+Percents: TypeAlias = Annotated[
+    tuple[Whole, ...],
+    AfterValidator(_growing),
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 99}, "minItems": 1, "uniqueItems": True}
+    ),
+]
 Parameter: TypeAlias = Annotated[_AnyText, AfterValidator(_variable)]
 Variable: TypeAlias = Annotated[_AnyText, AfterValidator(_own_variable)]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         approvals,
         arrivals,
         books,
+        canary,
         commands,
         control,
         deploy,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         pipelines,
         rehearsal,
         reports,
+        score,
         storage,
         train,
     )
@@ -29,6 +31,7 @@ __all__ = [
     "approvals",
     "arrivals",
     "books",
+    "canary",
     "commands",
     "control",
     "deploy",
@@ -38,6 +41,7 @@ __all__ = [
     "pipelines",
     "rehearsal",
     "reports",
+    "score",
     "storage",
     "train",
 ]

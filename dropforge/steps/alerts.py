@@ -35,7 +35,7 @@ from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
 from dropforge.ports import Delete, Insert, Json, Ports, Replace, Write
 from dropforge.settings import Settings
-from dropforge.steps import books, control, deploy, outbox, pipelines, train
+from dropforge.steps import books, control, deploy, outbox, pipelines, tracing, train
 from dropforge.steps.rehearsal import dry_run as dry_run
 from dropforge.wire import from_builtins, to_builtins
 
@@ -66,6 +66,7 @@ def record(ports: Ports, body: object, cause: Cause, door: str, now: datetime) -
             ports.ledger.commit(books.ALERTS, [*writes, *_opening(before, after)])
         except Conflict:
             continue
+        tracing.came_in(cause, now, rule=alert.rule)
         break
     start = carry_on(ports, alert.id)
     return {**shown(read(ports, alert.id)), "repeated": before == after, "start": start}

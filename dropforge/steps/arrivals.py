@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 
+from dropforge import telemetry
 from dropforge.domain.arrivals import Arrival, ArrivalState, Seen, arrival_id
 from dropforge.domain.blobs import BlobRef, parse_url
 from dropforge.domain.causes import Cause
@@ -27,15 +28,15 @@ from dropforge.domain.errors import Conflict, NotFound, Refused
 from dropforge.domain.names import id_of
 from dropforge.domain.storage_events import newest
 from dropforge.ports import Delete, Insert, Json, Ledger, Ports, Replace, Row, Write
-from dropforge.steps import books, control, lanes
+from dropforge.steps import books, control, lanes, tracing
 from dropforge.steps.books import Pipeline
 from dropforge.wire import from_builtins, to_builtins
 
 LANE = "intake"
 SEEN = "seen/"
 GONE = "gone/"
-# A key has 500 characters; what is longer keeps so many of them, and a hash of the whole.
-_KEPT = 440
+# A ledger key has room for so many characters of any kind and a hash; what is longer keeps them and has its hash.
+_KEPT = 230
 # What a commit holds, and so how many new files: each is three writes.
 MAX_WRITES = 100
 CHUNK = 30
@@ -127,8 +128,16 @@ def record(ports: Ports, pipeline: Pipeline, writes: Sequence[Written], now: dat
                 fresh = unknown
                 continue
             taken += Taken(len(fresh), True)
+            _told(pipeline, fresh, now)
             break
     return taken, known
+
+
+def _told(pipeline: Pipeline, writes: Sequence[Written], now: datetime) -> None:
+    telemetry.count("dropforge.arrivals", len(writes), pipeline=pipeline.name)
+    for each in writes:
+        if each.cause is not None:
+            tracing.came_in(each.cause, now, pipeline=pipeline.name, url=each.url)
 
 
 def _plain(chunk: Sequence[Written]) -> tuple[list[Written], list[Written]]:
@@ -171,6 +180,8 @@ def take(ports: Ports, pipeline: Pipeline, write: Written, now: datetime) -> Tak
         except Conflict:
             continue
         waits = arrival.state is ArrivalState.PENDING
+        if known is None:
+            _told(pipeline, [write], now)
         return Taken(int(known is None or (waits and bool(writes))), waits)
 
 

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING
 
 from dropforge.domain.alerts import Rule
 from dropforge.domain.arrivals import Arrival
+from dropforge.domain.canary import Rules as CanaryRules
 from dropforge.domain.datasets import Batch, Column, DatasetVersion
 from dropforge.domain.errors import Conflict, NotFound
 from dropforge.domain.gate import Policy
@@ -131,6 +132,13 @@ def policy(of: Pipeline) -> Policy:
     from dropforge.spec.load import to_policy
 
     return to_policy(of.spec)
+
+
+def canary_rules(of: Pipeline) -> CanaryRules | None:
+    """How the traffic of a promoted model grows; None: it gets all at once."""
+    from dropforge.spec.load import to_canary_rules
+
+    return to_canary_rules(of.spec)
 
 
 def alert_rules(spec: PipelineSpec) -> tuple[Rule, ...]:

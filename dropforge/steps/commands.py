@@ -30,7 +30,7 @@ from dropforge.domain.events import Reply
 from dropforge.domain.names import id_of
 from dropforge.ports import Delete, Insert, Json, Ports, Replace, Row, Write
 from dropforge.settings import Settings
-from dropforge.steps import approvals, books, control, deploy, intake, outbox, pipelines, reconcile, train
+from dropforge.steps import approvals, books, control, deploy, intake, outbox, pipelines, reconcile, tracing, train
 from dropforge.wire import from_builtins, to_builtins
 
 # What one `replay` puts back at most: the plan and the answer name every file.
@@ -160,6 +160,7 @@ def _todo(id_: str) -> str:
 
 def _plan(ports: Ports, settings: Settings, partition: str, command: Command, now: datetime) -> None:
     """Write the command down, with what is decided once; or refused, when that says so already."""
+    tracing.came_in(command.cause, now, command=command.kind.value, pipeline=command.pipeline)
     value: Json = {
         "id": command.id,
         "command": command.kind.value,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
+from dropforge import telemetry
 from dropforge.domain.causes import Cause
-from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
-from dropforge.domain.errors import Conflict, NotFound, Refused
+from dropforge.domain.endpoints import PROVISIONING, Deployment, ReplicaState
+from dropforge.domain.errors import Conflict, Refused
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.models import CHAMPION, ModelVersion
 from dropforge.domain.names import id_of
 from dropforge.ports import Insert, Json, Ports, Replace, Row
 from dropforge.settings import Settings
-from dropforge.steps import books, outbox, train
+from dropforge.steps import books, canary, outbox, tracing, train
 from dropforge.steps.books import Pipeline, endpoint_partition
+from dropforge.steps.desired import SUPERSEDED, SWAP, tell_replicas
 from dropforge.wire import from_builtins, to_builtins
 
-SUPERSEDED = "a newer deployment of this endpoint was asked for"
+# Azure ML takes 8 to 20 minutes for a deployment, most of it for its machines.
+PROVISIONING_TIME = timedelta(minutes=45)
 
 
 def publish_deployment(
@@ -41,6 +44,7 @@ def publish_deployment(
     endpoint = pipeline.spec.deployment.endpoint or name
     partition = endpoint_partition(endpoint)
     model = ports.registry.get(name, version)
+    serves = pipeline.spec.deployment.enabled
     why = to_builtins(judged.cause) if judged is not None and judged.cause is not None else cause
     while True:
         row = ports.ledger.get(partition, "head")
@@ -55,7 +59,11 @@ def publish_deployment(
             **_next(row, _deployment(ports, model), pipeline, token, champion, now),
             "cause": why,
             "rollback": rollback,
+            # Who promotes by hand may change what the endpoint takes; a run may not, its callers know nothing of it.
+            "signature": "same" if judged is not None else "any",
         }
+        if not rollback:
+            value |= canary.first_stage(value, books.canary_rules(pipeline) if serves else None)
         try:
             ports.ledger.commit(
                 partition,
@@ -66,12 +74,12 @@ def publish_deployment(
             )
         except Conflict:
             continue
-    head = _tell_replicas(ports, endpoint)
-    begun = "published" if pipeline.spec.deployment.enabled else "ready"
+    head = tell_replicas(ports, endpoint)
     return {
-        **_become(ports, partition, token, head, begun),
+        **_become(ports, partition, token, head, "published" if serves else "ready"),
         "endpoint": endpoint,
         "poll_seconds": settings.deploy_poll_seconds,
+        **canary.told(head, token),
     }
 
 
@@ -84,7 +92,9 @@ def _become(ports: Ports, partition: str, token: str, head: Json, begun: str) ->
     row = ports.ledger.get(partition, _token_key(token))
     assert row is not None
     revision = row.value["revision"]
-    if head["revision"] == revision:
+    if head["token"] == token:
+        # A later revision than the first, when the traffic moves in steps.
+        revision = head["revision"]
         return {"state": "live" if head["state"] == "live" else begun, "reason": None, "revision": revision}
     if head["token"] == _undone(token):
         return {"state": "rolled_back", "reason": head["reason"], "revision": revision}
@@ -102,6 +112,7 @@ def _deployment(ports: Ports, model: ModelVersion) -> Deployment:
         uri=ports.artifacts.uri(model.artifact),
         sha256=model.sha256,
         dataset_version=model.lineage.dataset_version,
+        golden=ports.artifacts.uri(model.lineage.golden) if model.lineage.golden is not None else None,
     )
 
 
@@ -124,20 +135,6 @@ def _next(
     }
 
 
-def _tell_replicas(ports: Ports, endpoint: str) -> Json:
-    row = ports.ledger.get(endpoint_partition(endpoint), "head")
-    if row is None:
-        raise NotFound(f"no endpoint {endpoint!r}", endpoint=endpoint)
-    desired = Desired(
-        endpoint=endpoint,
-        revision=row.value["revision"],
-        deployments=tuple(from_builtins(Deployment, each) for each in row.value["deployments"]),
-        written_at=datetime.fromisoformat(row.value["written_at"]),
-    )
-    ports.serving.publish(desired)
-    return row.value
-
-
 def observe_deployment(ports: Ports, endpoint: str, revision: int, now: datetime) -> Json:
     """How far the replicas are with that revision: `ready`, `waiting`, `failed` or `superseded`, and why."""
     row = ports.ledger.get(endpoint_partition(endpoint), "head")
@@ -149,9 +146,17 @@ def observe_deployment(ports: Ports, endpoint: str, revision: int, now: datetime
         return {"state": "failed", "reason": f"replica {failed[0].replica}: {failed[0].error}"}
     if replicas and all(each.revision == revision and each.ready for each in replicas):
         return {"state": "ready", "reason": None}
-    if now >= datetime.fromisoformat(row.value["deadline"]):
+    if now >= _deadline(row.value, replicas):
         return {"state": "failed", "reason": _late(replicas, revision)}
     return {"state": "waiting", "reason": None}
+
+
+def _deadline(head: Json, replicas: list[ReplicaState]) -> datetime:
+    """Until when the replicas have to serve it: longer where a new image or a new endpoint is still being provisioned."""
+    deadline = datetime.fromisoformat(head["deadline"])
+    if any(PROVISIONING in each.detail for each in replicas):
+        return max(deadline, datetime.fromisoformat(head["written_at"]) + PROVISIONING_TIME)
+    return deadline
 
 
 def _late(replicas: list[ReplicaState], revision: int) -> str:
@@ -198,7 +203,26 @@ def confirm_deployment(ports: Ports, name: str, version: int, endpoint: str, rev
         lambda _: [outbox.entry(each) for each in told],
     )
     outbox.flush(ports, endpoint_partition(endpoint))
+    _tell_swap(endpoint, revision, row.value, now, None)
     return {"state": "live", "reason": None}
+
+
+def _tell_swap(endpoint: str, revision: int, head: Json, now: datetime, error: str | None) -> None:
+    began, version = datetime.fromisoformat(head["written_at"]), _version(head["deployments"])
+    telemetry.past(
+        SWAP,
+        tracing.of_endpoint(head),
+        began,
+        now,
+        key=f"{endpoint}/{revision}",
+        error=error,
+        pipeline=head["pipeline"],
+        endpoint=endpoint,
+        version=version,
+    )
+    telemetry.count("dropforge.swaps", endpoint=endpoint, outcome="live" if error is None else "rolled_back")
+    if error is None:
+        telemetry.seconds("dropforge.swap.duration", (now - began).total_seconds(), endpoint=endpoint)
 
 
 def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str, now: datetime) -> Json:
@@ -207,12 +231,15 @@ def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str
     def back(value: Json) -> Json | None:
         if value["revision"] != revision:
             return None
+        _tell_swap(endpoint, revision, value, now, reason)
         return {
             **value,
             "revision": revision + 1,
             "token": _undone(value["token"]),
             "deployments": value["previous"],
+            "signature": "any",
             "undone": value["deployments"],
+            **({"canary": None} if "canary" in value else {}),
             "state": "live",
             "reason": reason,
             "written_at": now.isoformat(),
@@ -222,7 +249,7 @@ def roll_back_deployment(ports: Ports, endpoint: str, revision: int, reason: str
         return [outbox.entry(_rolled_back(endpoint, revision, value, value["undone"], reason, now))]
 
     books.change(ports.ledger, endpoint_partition(endpoint), "head", back, told)
-    _tell_replicas(ports, endpoint)
+    tell_replicas(ports, endpoint)
     outbox.flush(ports, endpoint_partition(endpoint))
     return {"state": "rolled_back", "reason": reason}
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dropforge import telemetry
 from dropforge.domain.arrivals import Arrival, ArrivalState
 from dropforge.domain.causes import furthest
 from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion, Manifest, Source
-from dropforge.domain.errors import BadFile, Conflict, NotFound
+from dropforge.domain.errors import BadFile, Conflict, NotFound, Refused
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
 from dropforge.ports import Delete, FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState
-from dropforge.steps import arrivals, books, control, lanes, outbox
+from dropforge.steps import arrivals, books, control, lanes, outbox, tracing
 from dropforge.steps import reconcile as reconciling
 from dropforge.steps.arrivals import Decision
 from dropforge.steps.books import Pipeline
@@ -241,11 +243,12 @@ def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
     while True:
         batch = books.batch(ports.ledger, partition, number)
         if batch.state not in (BatchState.VERSIONED, BatchState.EMPTY):
+            began = time.time_ns()
             table = ports.tables.find(name, number)
             if table is None:
                 batch, table = _appended(ports, pipeline, batch)
             try:
-                batch = _record_version(ports, partition, batch, table, now)
+                batch = _record_version(ports, partition, batch, table, now, began)
             except Conflict:
                 continue  # somebody else works on the same batch; what they wrote is what counts
         books.finish_batch(ports.ledger, partition, batch)
@@ -253,7 +256,9 @@ def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
         return {"version": batch.version}
 
 
-def _record_version(ports: Ports, partition: str, batch: Batch, table: TableState | None, now: datetime) -> Batch:
+def _record_version(
+    ports: Ports, partition: str, batch: Batch, table: TableState | None, now: datetime, began_ns: int
+) -> Batch:
     """Manifest first, then one commit: dataset version, head and batch. No table state: nothing was accepted."""
     head = books.head(ports.ledger, partition)
     row = ports.ledger.get(partition, books.batch_key(batch.number))
@@ -274,7 +279,7 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
         table_uri=table.uri,
         table_version=table.version,
         manifest=artifact,
-        manifest_sha256=ports.artifacts.put(artifact, to_json(manifest)),
+        manifest_sha256=_manifest_put(ports, partition, head, artifact, manifest),
         files=len(accepted),
         rows=sum(each.rows or 0 for each in accepted),
         total_rows=table.rows,
@@ -293,7 +298,34 @@ def _record_version(ports: Ports, partition: str, batch: Batch, table: TableStat
             outbox.entry(_versioned(version)),
         ],
     )
+    tracing.found(version)
+    telemetry.done(
+        "write dataset version",
+        tracing.of_version(version),
+        began_ns,
+        key=str(version.version),
+        pipeline=name,
+        version=version.version,
+        files=version.files,
+        rows=version.rows,
+    )
+    telemetry.count("dropforge.files.quarantined", version.quarantined, pipeline=name)
     return versioned
+
+
+def _manifest_put(ports: Ports, partition: str, head: Row, artifact: str, manifest: Manifest) -> str:
+    """The sha256 of the manifest, once it is kept. Raises `Conflict` when the dataset has gone on meanwhile, and `Refused`
+    when it has not: then no second look finds anything else."""
+    try:
+        return ports.artifacts.put(artifact, to_json(manifest))
+    except Conflict as error:
+        if books.head(ports.ledger, partition).etag != head.etag:
+            raise
+        raise Refused(
+            f"dataset version {manifest.version} of {manifest.dataset!r} was written before, of other files: the ledger is "
+            "older than the artifacts beside it, as after a restore. Give it a store of its own; see docs/operate.md",
+            artifact=artifact,
+        ) from error
 
 
 def _news(pipeline: Pipeline, arrival: Arrival) -> list[Insert]:

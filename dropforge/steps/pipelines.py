@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,19 @@ MAX_BYTES = 50 * 1024**2
 
 
 def apply(
-    ports: Ports, name: str, bundle: bytes, now: datetime, check: Callable[[int | None], None] = lambda _: None
+    ports: Ports,
+    name: str,
+    bundle: bytes,
+    now: datetime,
+    check: Callable[[int | None], None] = lambda _: None,
+    targets: Sequence[str] | None = None,
 ) -> Json:
     """Make the pipeline what the bundle (a zip of its folder) says. The same bundle again changes nothing.
 
     Raises `BadInput` when the bundle is no such folder and `BadSpec` when its `pipeline.yaml` is wrong; and whatever
-    `check` raises, which is given the revision that is there at that moment, or None. The flows to start come back:
-    files may have been waiting, and new code is trained on the data that is there.
+    `check` raises, which is given the revision that is there at that moment, or None. `targets`: where runs can go;
+    None: anywhere. The flows to start come back: files may have been waiting, and new code is trained on the data that
+    is there.
     """
     checked_name(name, "pipeline")
     files = _unpacked(bundle)
@@ -45,6 +51,7 @@ def apply(
     if spec.name != name:
         raise BadInput(f"{SPEC_FILE} is of pipeline {spec.name!r}, applied as {name!r}; make the two equal")
     _check_drop_prefix(ports, spec)
+    _check_target(spec, targets)
     packed = _packed(files)
     code_sha256 = hashlib.sha256(packed).hexdigest()
     code = f"code/{name}/{code_sha256[:16]}.zip"
@@ -125,8 +132,10 @@ def _packed(files: dict[str, bytes]) -> bytes:
 
 def _training_key(spec: PipelineSpec, files: dict[str, bytes]) -> str:
     code = [f"{name}={hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files) if name != SPEC_FILE]
+    # A pipeline without a sweep keeps the key it had before there were any.
+    left_out = {"compute"} if spec.training.sweep is not None else {"compute", "sweep"}
     asked = {
-        "training": spec.training.model_dump(mode="json", exclude={"compute"}),
+        "training": spec.training.model_dump(mode="json", exclude=left_out),
         "evaluation": spec.evaluation.model_dump(mode="json", exclude={"confidence"}),
         "label": spec.dataset.label,
         "event_time": spec.dataset.event_time,
@@ -140,6 +149,22 @@ def _check_drop_prefix(ports: Ports, spec: PipelineSpec) -> None:
             raise BadInput(
                 f"dataset.drop {spec.dataset.drop!r} is where pipeline {other.name!r} takes its files; choose another"
             )
+
+
+def _check_target(spec: PipelineSpec, targets: Sequence[str] | None) -> None:
+    """Better now than when the first file has come."""
+    target = spec.training.compute.target
+    if targets is None or target in targets:
+        return
+    here = f"this app trains on {', '.join(targets)} alone" if targets else "this app has no place to train yet"
+    if target == "local":
+        raise BadInput(
+            f"training.compute.target is local, which needs a machine that stays, and {here}; set azureml or databricks"
+        )
+    raise BadInput(
+        f"training.compute.target is {target}, and {here}; change it in {SPEC_FILE}, or set up the app for it "
+        "(DROPFORGE_ADAPTERS=azure with DROPFORGE_AML_WORKSPACE or DROPFORGE_DATABRICKS_HOST)"
+    )
 
 
 def _some(files: dict[str, bytes]) -> str:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dropforge.domain.causes import Cause
 from dropforge.domain.datasets import DatasetVersion
 from dropforge.domain.models import CHAMPION, ModelVersion
 from dropforge.domain.runs import ChampionRef, EvaluationPlan, RunSpec
+from dropforge.domain.traces import trace_of
 from dropforge.ports import Ports
 from dropforge.settings import Settings
+from dropforge.spec.load import to_sweep_plan
 from dropforge.steps.books import Pipeline
+from dropforge.steps.tracing import JOB
 
 
 def run_spec(
-    ports: Ports, pipeline: Pipeline, version: DatasetVersion, run: str, settings: Settings, measured: int | None = None
+    ports: Ports,
+    pipeline: Pipeline,
+    version: DatasetVersion,
+    run: str,
+    settings: Settings,
+    measured: int | None = None,
+    cause: Cause | None = None,
 ) -> RunSpec:
     """The spec of a run under that id, against the champion of now. `measured`: the model version that is only held
-    against the champion, and, when it is the champion itself, against the constant baseline."""
+    against the champion, and, when it is the champion itself, against the constant baseline. `cause`: why it is run."""
     spec = pipeline.spec
     alias = ports.registry.alias(pipeline.name, CHAMPION)
     rival = alias is not None and alias.version != measured
@@ -46,12 +56,21 @@ def run_spec(
         seed=spec.training.seed,
         timeout_seconds=int(spec.training.compute.timeout.total_seconds()),
         parameters=dict(spec.training.parameters),
-        environment=dict(spec.training.environment),
+        environment={**_trace(settings, version, run, cause), **spec.training.environment},
         compute=spec.training.compute.model_dump(mode="json"),
         champion=champion,
         challenger=reference(ports.registry.get(pipeline.name, measured)) if measured is not None else None,
         tracking_uri=settings.tracking_uri,
+        # Whoever only measures a model looks for no parameters.
+        sweep=to_sweep_plan(spec) if measured is None else None,
     )
+
+
+def _trace(settings: Settings, version: DatasetVersion, run: str, cause: Cause | None) -> dict[str, str]:
+    """The variable under which a command that tells spans of its own finds the trace of its run."""
+    if not settings.telemetry:
+        return {}
+    return {"TRACEPARENT": trace_of(cause, version.dataset, version.version).parent(JOB, run)}
 
 
 def reference(model: ModelVersion) -> ChampionRef:

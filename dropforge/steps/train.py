@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
+from dropforge import telemetry
 from dropforge.domain.causes import Cause
 from dropforge.domain.datasets import DatasetVersion
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, RunFailed
@@ -19,7 +21,7 @@ from dropforge.domain.runs import ENDED, RunOutcome, RunRecord, RunResult, RunSp
 from dropforge.domain.verdicts import Evidence, Verdict, judge, summary
 from dropforge.ports import Insert, Json, Ports, Replace, Row, Write
 from dropforge.settings import Settings
-from dropforge.steps import asked, books, control, lanes, outbox
+from dropforge.steps import asked, books, control, lanes, outbox, tracing
 from dropforge.steps.asked import EVALUATE, TRAIN
 from dropforge.steps.books import Pipeline
 from dropforge.steps.run_specs import run_spec
@@ -97,8 +99,8 @@ def sweep(ports: Ports) -> list[Json]:
     return [flow for flow in flows if flow is not None]
 
 
-# Azure ML says these of a run that is over. A failed or cancelled one may send no event at all.
-OVER = {"Completed", "Failed", "Canceled"}
+# Azure ML says these of a run that is over, in either case. A failed or cancelled one may send no event at all.
+OVER = {"completed", "failed", "canceled"}
 
 
 def flow_waiting_for(ports: Ports, event_type: str, data: Json) -> str | None:
@@ -108,13 +110,25 @@ def flow_waiting_for(ports: Ports, event_type: str, data: Json) -> str | None:
         "Microsoft.MachineLearningServices.RunStatusChanged",
     ):
         return None
-    if data.get("runStatus", "Completed") not in OVER:
+    if str(data.get("runStatus") or "completed").lower() not in OVER:
         return None
-    pipeline = str(data.get("runId", "")).rsplit("-", 2)[0]
-    if not NAME.fullmatch(pipeline):
+    run, _, part = str(data.get("runId", "")).partition("_")
+    pipeline = run.rsplit("-", 2)[0]
+    if not NAME.fullmatch(pipeline) or _is_trial(ports, pipeline, run, part):
         return None
     epoch = lanes.live_epoch(ports.ledger, books.partition_of(pipeline), LANE)
     return f"train-{pipeline}-{epoch}" if epoch is not None else None
+
+
+def _is_trial(ports: Ports, pipeline: str, run: str, part: str) -> bool:
+    """Whether the job is a trial of a sweep, whose end is not the run's: a flow listens once, and would then only poll.
+
+    A trial is called `<run>_<n>`, or `<run>_a2_<n>` in a second attempt. Without a sweep, `<run>_2` is that attempt.
+    """
+    if not part.rpartition("_")[2].isdigit():
+        return False
+    row = ports.ledger.get(books.partition_of(pipeline), run_key(run))
+    return row is not None and from_builtins(RunRecord, row.value).spec.sweep is not None
 
 
 def leave_training(ports: Ports, name: str, epoch: int) -> bool:
@@ -234,12 +248,13 @@ def _start(
     partition, key = pipeline.partition, wanted["key"]
     run = _run_id(pipeline, version) if key is None else _asked_run_id(ports, pipeline, version, key)
     batch = books.batch(ports.ledger, partition, version.batch)
+    cause = version.cause if key is None else from_builtins(Cause, wanted["cause"])
     planned = RunRecord(
-        run_spec(ports, pipeline, version, run, settings, wanted["version"]),
+        run_spec(ports, pipeline, version, run, settings, wanted["version"], cause),
         planned_at=now,
         due_at=batch.due_at,
         newest_at=batch.newest_at,
-        cause=version.cause if key is None else from_builtins(Cause, wanted["cause"]),
+        cause=cause,
     )
     after: Json = {**head.value, "run": run}
     if wanted["kind"] == TRAIN:
@@ -296,8 +311,10 @@ def submit_run(ports: Ports, pipeline: str, run: str) -> None:
     found = record(ports, pipeline, run)
     if found.state in ENDED:
         return
+    trace = tracing.of_run(found.spec, found.cause)
     try:
-        ports.compute.submit(found.spec)
+        with telemetry.span("submit run", trace, run, pipeline=pipeline, run=run):
+            ports.compute.submit(found.spec)
     except BadInput as error:
         _put(ports, replace(found, state=RunState.FAILED, reason=error.message, outcome=RunOutcome.NO_MODEL))
     else:
@@ -369,6 +386,7 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
             outcome=RunOutcome.NO_MODEL,
         )
         return _decided(_put(ports, failed))
+    began = time.time_ns()
     evidence = from_json(Evidence, ports.artifacts.read(result.evidence))
     verdict = judge(
         evidence,
@@ -383,6 +401,8 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
         verdict=to_builtins(verdict),
         verdict_summary=summary(verdict),
     )
+    trace, said = tracing.of_run(found.spec, found.cause), judged.verdict_summary
+    telemetry.done("judge run", trace, began, key=run, pipeline=pipeline_name, run=run, verdict=said)
     if found.spec.challenger is not None:
         return _decided(_put(ports, _measured(judged, found.spec.challenger.version)))
     decision = decide(verdict, books.policy(pipeline), first=found.spec.champion is None)
@@ -424,11 +444,13 @@ def _lineage(ports: Ports, pipeline: Pipeline, spec: RunSpec, result: RunResult,
         code=spec.code,
         code_sha256=spec.code_sha256,
         environment=result.environment,
-        parameters=spec.parameters,
+        # Of a sweep: what the best trial added to what was asked.
+        parameters=result.environment.get("parameters", spec.parameters),
         seed=spec.seed,
         metrics=result.metrics,
         verdict=to_builtins(verdict),
         evidence=result.evidence,
+        golden=result.golden,
     )
 
 
@@ -438,6 +460,14 @@ def conclude_run(ports: Ports, pipeline: str, run: str, outcome: str | None, now
     if outcome is not None:
         live_at = now if outcome == RunOutcome.PROMOTED.value and found.live_at is None else found.live_at
         found = _put(ports, replace(found, outcome=RunOutcome(outcome), live_at=live_at))
+    tracing.job_ended(found)
+    telemetry.count("dropforge.runs", pipeline=pipeline, outcome=found.outcome.value if found.outcome else "cancelled")
+    if (took := _seconds(found)) is not None:
+        telemetry.seconds("dropforge.run.duration", took, pipeline=pipeline)
+    if found.live_at is not None and found.newest_at is not None:
+        telemetry.seconds(
+            "dropforge.drop_to_live", (found.live_at - found.newest_at).total_seconds(), pipeline=pipeline
+        )
     # Before the pipeline is free for the next: what opens the breaker must hold it.
     if found.spec.challenger is None and found.state is not RunState.CANCELLED:
         control.count_run(ports, pipeline, run, found.outcome is RunOutcome.NO_MODEL, found.reason, now)

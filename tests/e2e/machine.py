@@ -150,13 +150,15 @@ class Platform:
 
 
 def eventually(look: Callable[[], T | None], seconds: float, why: Callable[[], str]) -> T:
-    """What `look` finds, once it finds something that is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    """What `look` finds, once it finds something that is true. What takes long is looked at less often: a look costs the
+    machine a part of what is waited for."""
+    began = now = time.monotonic()
+    while now < began + seconds:
         found = look()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(min(0.05 + 0.1 * (now - began), 0.5))
+        now = time.monotonic()
     raise AssertionError(f"nothing within {seconds:g} s: {why()}")
 
 

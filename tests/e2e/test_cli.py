@@ -221,7 +221,7 @@ def test_the_shell_completes_commands_and_pipelines(platform: Platform, tmp_path
     def completed(line: str) -> list[str]:
         asked = {"_DROPFORGE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
         clean = {name: value for name, value in os.environ.items() if not name.startswith("DROPFORGE")}
-        program = "from dropforge.cli import app; app(prog_name='dropforge')"
+        program = "from dropforge.cli.commands import app; app(prog_name='dropforge')"
         done = subprocess.run(
             [sys.executable, "-c", program],
             cwd=tmp_path,

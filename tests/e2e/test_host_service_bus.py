@@ -223,8 +223,8 @@ def test_a_thousand_messages_are_each_done_once(host: HostHandle, client: Client
 
 
 def test_the_lock_is_renewed_while_a_function_runs(host: HostHandle, client: Client) -> None:
-    # The lock of this queue lasts five seconds.
-    client.send("lasting", order(seconds=8))
+    # The lock of this queue lasts ten seconds.
+    client.send("lasting", order(seconds=13))
     (saw,) = eventually(lambda: host.saw("lasting"))
     assert [begun["id"] for begun in host.saw("lasting begins")] == [saw["id"]]
     assert eventually(lambda: client.is_empty("lasting"))
@@ -397,8 +397,8 @@ def test_a_message_outlives_the_connection_it_came_over(tmp_path: Path) -> None:
         settings = {"BUS": bus.connection.replace(str(bus.port), str(wire.port)), "NOWHERE": "nowhere"}
         client = Client(bus.connection)
         with running_host(APP, tmp_path / "state", settings) as host:
-            # One renews its lock of five seconds over a new connection, the other one only completes over it.
-            client.send("lasting", order(seconds=7))
+            # One renews its lock of ten seconds over a new connection, the other one only completes over it.
+            client.send("lasting", order(seconds=12))
             client.send("one", order(seconds=1))
             eventually(lambda: host.saw("lasting begins") and host.saw("one begins"))
             wire.cut()

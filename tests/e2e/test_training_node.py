@@ -62,6 +62,7 @@ def test_a_run_leaves_model_metrics_evidence_and_result(table: Path, tmp_path: P
     assert run.metrics["log_loss"] < run.metrics["baseline_log_loss"]
     assert sorted(path.name for path in run.output.iterdir()) == [
         "evidence.json",
+        "golden.json",
         "metrics.json",
         "model.onnx",
         "result.json",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dropforge.adapters.local.bundle import unpack
+from dropforge.bundle import unpack
 from dropforge.domain.errors import BadInput
 from tests.bundles import packed
 

@@ -6,12 +6,13 @@ from datetime import timedelta
 
 import pytest
 
+from dropforge.domain.canary import Rules as CanaryRules
 from dropforge.domain.datasets import Column
 from dropforge.domain.errors import BadSpec
 from dropforge.domain.gate import Action, FirstRule, Policy
 from dropforge.domain.verdicts import LOWER_IS_BETTER
 from dropforge.ports import ColumnRule, TableRules
-from dropforge.spec.load import parse, to_policy, to_rules
+from dropforge.spec.load import parse, to_canary_rules, to_policy, to_rules
 from dropforge.spec.model import COLUMN_TYPES, Dataset, Evaluation, PipelineSpec, Training
 
 LEAST = """\
@@ -420,3 +421,36 @@ def test_too_few_blocks_for_any_verdict_are_refused_unless_the_gate_does_without
     parse(with_section(few + "gate: {cannot_tell: ask}\n"))
     parse(with_section("evaluation: {holdout_blocks: 4, confidence: 0.8}\n"))
     assert "evaluation.confidence: found 7 held-out" in said(with_section("evaluation: {confidence: 0.99}\n"))
+
+
+# ------------------------------------------------------------------------------------------------ canary
+def test_without_a_canary_a_model_gets_all_of_the_traffic_at_once() -> None:
+    assert to_canary_rules(parse(LEAST)) is None
+
+
+def test_a_canary_is_read_with_its_defaults() -> None:
+    rules = to_canary_rules(parse(LEAST + "deployment: {canary: {steps: [5, 25], mirror: 10}}\n"))
+    assert rules == CanaryRules((5, 25), timedelta(minutes=2), 0.01, 1.5, 100, 10)
+
+
+@pytest.mark.parametrize(
+    ("canary", "message"),
+    [
+        (
+            "{steps: []}",
+            "deployment.canary.steps: found a list; wanted percents from 1 to 99, each larger than the one",
+        ),
+        ("{steps: [25, 5]}", "each larger than the one before, as in [5, 25]"),
+        ("{steps: [5, 100]}", "wanted percents from 1 to 99"),
+        ("{steps: [5.5]}", "deployment.canary.steps[0]: found 5.5; wanted a whole number"),
+        ("{bake: 2m}", "deployment.canary.steps: is missing; wanted the percents of the traffic"),
+        ("{steps: [5], mirror: 101}", "deployment.canary.mirror: found 101; wanted at most 100"),
+        ("{steps: [5], max_latency_ratio: 0.5}", "wanted at least 1"),
+        ("{steps: [5], step: 3}", "deployment.canary.step: unknown key; did you mean 'steps'? Keys here: steps, bake"),
+        ("5", "deployment.canary: found 5; wanted the steps in which"),
+    ],
+)
+def test_a_canary_that_does_not_fit(canary: str, message: str) -> None:
+    with pytest.raises(BadSpec) as caught:
+        parse(LEAST + f"deployment: {{canary: {canary}}}\n")
+    assert message in caught.value.message

@@ -52,3 +52,18 @@ def test_an_account_reached_as_the_apps_identity_is_called_what_its_url_says() -
         ref = drops.locate("https://acc.dfs.core.windows.net/drops/a.csv")
         assert ref.url == "https://acc.blob.core.windows.net/drops/a.csv"
         drops.close()
+
+
+def test_where_runs_can_go_is_what_the_settings_say() -> None:
+    workspace = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/rg/providers"
+    workspace += "/Microsoft.MachineLearningServices/workspaces/ws"
+    databricks = {
+        "DROPFORGE_DATABRICKS_HOST": "https://adb-1",
+        "DROPFORGE_DATABRICKS_VOLUMES": "/Volumes/main/dropforge",
+    }
+    azure = {"DROPFORGE_ADAPTERS": "azure"}
+    assert read({}).targets == ("local",)
+    assert read(azure).targets == ()
+    assert read({**azure, **databricks, "DROPFORGE_AML_WORKSPACE": workspace}).targets == ("azureml", "databricks")
+    # A workspace that is named changes nothing on one machine.
+    assert read(databricks).targets == ("local",)

@@ -19,11 +19,12 @@ from typing import Any
 
 from dropforge.adapters.local import supervisor
 from dropforge.adapters.local.atomic import locked, make_folders, sync_folder, whole_file
-from dropforge.adapters.local.bundle import unpack
+from dropforge.adapters.run_outcome import collected
+from dropforge.bundle import unpack
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, RunFailed, Unavailable
 from dropforge.domain.runs import ENDED, ChampionRef, RunResult, RunSpec, RunState, RunStatus
 from dropforge.ports import Artifacts
-from dropforge.training.contract import EVIDENCE, METRICS, MODEL, RESULT, NodeResult, NodeSpec
+from dropforge.training.contract import CHECKPOINTS, MODEL, NodeSpec
 from dropforge.wire import from_json, to_json
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -89,7 +90,15 @@ class LocalCompute:
     # -------------------------------------------------------------------------------------------- the port
     def submit(self, spec: RunSpec) -> None:
         """As the port says. Raises `Conflict` for another spec under an equal run id, `BadInput` for code or a
-        champion that can never be run."""
+        champion that can never be run, and for a run that is meant for somewhere else."""
+        target = spec.compute.get("target", "local")
+        if target != "local":
+            raise BadInput(
+                f"training.compute.target is {target}, and this machine trains by itself alone; set local, or run the "
+                "platform with DROPFORGE_ADAPTERS=azure",
+                run=spec.run,
+                target=target,
+            )
         folder = self._folder(spec.run)
         make_folders(folder)
         with locked(folder / "submit.lock"):
@@ -191,8 +200,8 @@ class LocalCompute:
         bundle.unlink()
         champion = self._given(spec.champion, folder / "champion")
         challenger = self._given(spec.challenger, folder / "challenger")
-        output.mkdir()
-        work.mkdir()
+        for made in (output, work, folder / CHECKPOINTS):
+            made.mkdir(exist_ok=True)
         command = {
             "command": [*self._node_command, str(folder / supervisor.SPEC)],
             "directory": str(code),
@@ -202,7 +211,7 @@ class LocalCompute:
             "log_limit_bytes": self._log_limit_bytes,
             "niceness": self._niceness,
         }
-        node = NodeSpec(spec, str(code), champion, str(output), str(work), challenger)
+        node = NodeSpec(spec, str(code), champion, str(output), str(work), challenger, str(folder / CHECKPOINTS))
         for name, content in ((supervisor.COMMAND, json.dumps(command).encode()), (supervisor.SPEC, to_json(node))):
             with whole_file(folder / name) as file:
                 file.write(content)
@@ -264,24 +273,11 @@ class LocalCompute:
 
     # -------------------------------------------------------------------------------------------- collecting
     def _collected(self, folder: Path, run: str) -> RunResult:
-        output = folder / "output"
         try:
             node = from_json(NodeSpec, (folder / supervisor.SPEC).read_bytes())
-            left = from_json(NodeResult, (output / RESULT).read_bytes())
-            model = f"models/{node.run.pipeline}/{run}/{MODEL}"
-            evidence = f"runs/{run}/{EVIDENCE}"
-            sha256 = self._artifacts.put(model, output / MODEL)
-            self._artifacts.put(evidence, output / EVIDENCE)
-            if (output / METRICS).exists():
-                self._artifacts.put(f"runs/{run}/{METRICS}", output / METRICS)
-        except FileNotFoundError as error:
-            raise RunFailed(f"run {run} ended well but left no {Path(error.filename).name}", run=run) from error
         except BadInput as error:
             raise RunFailed(f"run {run} left files that say something else: {error.message}", run=run) from error
-        if left.model_sha256 not in (None, sha256):
-            message = f"run {run} judged a model with sha256 {left.model_sha256} and left one with {sha256}"
-            raise RunFailed(message, run=run)
-        return RunResult(run, model, sha256, evidence, left.metrics, left.environment, left.seconds)
+        return collected(node.run, folder / "output", self._artifacts)
 
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,6 @@ A reader sees a whole file or none. The functions are what an inference server n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from dropforge.adapters.local.atomic import locked, make_folders, whole_file
+from dropforge.adapters.replica_names import checked_replica
 from dropforge.domain.endpoints import Desired, ReplicaState
-from dropforge.domain.errors import BadInput, BadName, Unavailable
+from dropforge.domain.errors import BadInput, Unavailable
 from dropforge.domain.names import checked_name
 from dropforge.wire import from_json, to_json
 
 ALIVE = timedelta(seconds=10)
 # Reports of replicas that ended long ago are taken away, so that restarts do not pile up.
 FORGET = timedelta(days=1)
-REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 T = TypeVar("T")
 
@@ -103,13 +102,7 @@ def _desired_path(root: Path, endpoint: str) -> Path:
 
 
 def _report_path(root: Path, replica: str, endpoint: str) -> Path:
-    if not REPLICA.fullmatch(replica):
-        raise BadName(
-            f"replica {replica!r} is not a name; use 1 to 128 letters, digits, dots, hyphens and underscores, "
-            "starting with a letter or digit",
-            name=replica,
-        )
-    return root / "replicas" / replica / f"{checked_name(endpoint, 'endpoint')}.json"
+    return root / "replicas" / checked_replica(replica) / f"{checked_name(endpoint, 'endpoint')}.json"
 
 
 def _read(kind: type[T], path: Path) -> T | None:

@@ -112,7 +112,8 @@ def _supervise(folder: Path, started_at: str) -> dict[str, Any]:
     if stubborn:
         ended["reason"] = f"{ended['reason'] or 'it succeeded'}; processes {stubborn} did not die"
     if ended["state"] == "succeeded":
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        for name in ("work", "checkpoints"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     return ended
 
 

@@ -169,9 +169,10 @@ def _report(
     problems: Problems, rule: str, name: str, message: str, bad: list[int], block: Block, values: pa.Array
 ) -> None:
     if bad:
-        some = bad[:MAX_SAMPLES]
-        rows = [block.row(index) for index in some]
-        problems.add(rule, name, message, count=len(bad), rows=rows, values=values.take(pa.array(some)).to_pylist())
+        # All rows: how many of them are shown is for `problems` to say.
+        rows = [block.row(index) for index in bad]
+        shown = values.take(pa.array(bad[:MAX_SAMPLES])).to_pylist()
+        problems.add(rule, name, message, count=len(bad), rows=rows, values=shown)
 
 
 def _decoded(value: bytes | None) -> str | bytes | None:

@@ -19,6 +19,8 @@ from orchestrators import deploy, intake, respond, train
 HISTORIES = Path(__file__).parent.parent.parent / "histories"
 FLOWS = {
     "deploy": deploy.guarded(deploy.deploy),
+    # In steps: `deployment.canary`.
+    "deploy-canary": deploy.guarded(deploy.deploy),
     "intake": intake.guarded(intake.intake),
     "respond": respond.guarded(respond.respond),
     "train": train.guarded(train.train),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dropforge.domain.arrivals import ArrivalState
 from dropforge.domain.causes import Cause
-from dropforge.domain.endpoints import Desired, ReplicaState
+from dropforge.domain.endpoints import PROVISIONING, Desired, ReplicaState
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused
 from dropforge.domain.runs import RunOutcome, RunState
 from dropforge.steps import approvals, books, deploy, intake, pipelines, reports, storage, train
@@ -303,6 +303,33 @@ def test_no_replica_at_all_is_said_so_after_the_timeout(world: World) -> None:
 BY_HAND = Cause("request-1", "http")
 
 
+def test_an_older_ledger_beside_newer_artifacts_is_told_and_not_tried_without_end(world: World) -> None:
+    world.ports.artifacts.put("datasets/demo/00000001/manifest.json", b"of other files")
+    world.drop("demo/a.csv")
+    with pytest.raises(Refused, match="the ledger is older than the artifacts beside it"):
+        world.run()
+    assert world.runs() == []
+
+
+@pytest.mark.parametrize(("minutes", "outcome"), [(20, RunOutcome.PROMOTED), (60, RunOutcome.ROLLED_BACK)])
+def test_what_is_still_provisioned_is_waited_for_longer_but_not_for_ever(
+    world: World, minutes: int, outcome: RunOutcome
+) -> None:
+    begun = world.now
+
+    def slow(desired: Desired) -> ReplicaState:
+        state = world.serves(desired)
+        if world.now - begun >= timedelta(minutes=minutes):
+            return state
+        return replace(state, revision=0, ready=False, detail={PROVISIONING: "the deployment is being made"})
+
+    world.replica = slow
+    world.drop("demo/a.csv")
+    world.run()
+    assert [run.outcome for run in world.runs()] == [outcome]
+    assert world.now - begun >= timedelta(minutes=min(minutes, 45))
+
+
 def test_rolling_back_by_hand_puts_the_champion_before_back(world: World) -> None:
     for name in "ab":
         world.drop(f"demo/{name}.csv")
@@ -391,6 +418,26 @@ def test_two_pipelines_cannot_take_files_from_one_folder(world: World) -> None:
     text = YAML.replace("name: demo", "name: second").replace("  format", "  drop: demo/\n  format")
     with pytest.raises(BadInput, match="is where pipeline 'demo' takes its files"):
         pipelines.apply(world.ports, "second", bundle_of({"pipeline.yaml": text}), world.now)
+
+
+@pytest.mark.parametrize(
+    ("target", "targets", "says"),
+    [
+        ("azureml", ("local",), "target is azureml, and this app trains on local alone"),
+        ("databricks", ("azureml",), "target is databricks, and this app trains on azureml alone"),
+        ("local", ("azureml", "databricks"), "needs a machine that stays, and this app trains on azureml, databricks"),
+        ("azureml", (), "this app has no place to train yet"),
+    ],
+)
+def test_a_pipeline_that_trains_where_the_app_does_not_is_refused(
+    world: World, target: str, targets: tuple[str, ...], says: str
+) -> None:
+    text = YAML.replace("python train.py", f"python train.py\n  compute: {{target: {target}}}")
+    bundle = bundle_of({"pipeline.yaml": text, "train.py": "1"})
+    with pytest.raises(BadInput, match=says):
+        pipelines.apply(world.ports, "demo", bundle, world.now, targets=targets)
+    pipelines.apply(world.ports, "demo", bundle, world.now, targets=(target,))
+    pipelines.apply(world.ports, "demo", bundle, world.now)
 
 
 def test_an_unknown_pipeline_is_answered_with_those_there_are(world: World) -> None:

@@ -15,7 +15,7 @@ from dropforge.adapters.memory.compute import MemoryCompute
 from dropforge.domain.causes import Cause
 from dropforge.domain.errors import NotFound, Refused
 from dropforge.domain.names import id_of
-from dropforge.domain.runs import RunOutcome, RunSpec, RunState
+from dropforge.domain.runs import RunOutcome, RunSpec, RunState, SweepPlan
 from dropforge.ports import Insert, Json, Ports
 from dropforge.steps import asked, books, control, pipelines, train
 from dropforge.wire import from_builtins, to_builtins
@@ -139,6 +139,28 @@ def test_flow_waiting_for_finds_the_flow_of_a_run_that_was_asked_for(world: Worl
     event = {"runId": run, "runStatus": "Completed"}
     kind = "Microsoft.MachineLearningServices.RunStatusChanged"
     assert train.flow_waiting_for(world.ports, kind, event) == "train-demo-2"
+
+
+@pytest.mark.parametrize(
+    ("job", "of_a_run", "of_a_sweep"),
+    [("", True, True), ("_2", True, False), ("_0", True, False), ("_a2", True, True), ("_a2_2", True, False)],
+)
+def test_flow_waiting_for_wakes_nobody_for_a_trial_of_a_sweep(
+    world: World, job: str, of_a_run: bool, of_a_sweep: bool
+) -> None:
+    drop(world, "a")
+    world.trainer = None
+    ask(world)
+    world.run(timedelta(minutes=1))
+    run, kind = world.head()["run"], "Microsoft.MachineLearningServices.RunCompleted"
+    assert (train.flow_waiting_for(world.ports, kind, {"runId": run + job}) is not None) is of_a_run
+
+    found = train.record(world.ports, "demo", run)
+    plan = SweepPlan(3, 1, "random", {"depth": {"min": 1, "max": 9}})
+    partition, key = books.partition_of("demo"), train.run_key(run)
+    swept = to_builtins(replace(found, spec=replace(found.spec, sweep=plan)))
+    books.change(world.ports.ledger, partition, key, lambda _: swept)
+    assert (train.flow_waiting_for(world.ports, kind, {"runId": run + job}) is not None) is of_a_sweep
 
 
 def test_a_request_without_data_is_refused_and_says_what_to_do(world: World) -> None:

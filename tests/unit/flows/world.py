@@ -30,7 +30,7 @@ from dropforge.domain.runs import RunSpec
 from dropforge.domain.verdicts import BlockScore, Evidence
 from dropforge.ports import Json, Ports
 from dropforge.settings import Settings
-from dropforge.steps import alerts, approvals, books, deploy, intake, pipelines, storage, train
+from dropforge.steps import alerts, approvals, books, canary, deploy, intake, pipelines, storage, train
 from dropforge.wire import to_json
 from orchestrators.deploy import deploy as deploy_flow
 from orchestrators.intake import intake as intake_flow
@@ -343,7 +343,15 @@ class World:
                 self._replica_looks("demo")
                 return told
             case "observe_deployment":
+                self._replica_looks(value["endpoint"])
                 return deploy.observe_deployment(ports, value["endpoint"], value["revision"], now)
+            case "observe_canary":
+                self._replica_looks("demo")
+                return canary.observe_canary(ports, value["endpoint"], value["revision"], now)
+            case "advance_deployment":
+                told = canary.advance_deployment(ports, value["endpoint"], value["revision"], now)
+                self._replica_looks("demo")
+                return told
             case "confirm_deployment":
                 return deploy.confirm_deployment(
                     ports, pipeline, value["version"], value["endpoint"], value["revision"], now

@@ -1,0 +1,132 @@
+"""How the client says who it is: a key, or a token of Entra; and to whom it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from dropforge.client import Answered, Client, Connection, connect
+from dropforge.domain.errors import BadInput
+
+AUDIENCE = "api://dropforge"
+TOKEN = "a token of Entra"
+
+
+class World(ThreadingHTTPServer):
+    """An app, and beside it the endpoint where a managed identity gets tokens; `seen` is what they were asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Door)
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Door(BaseHTTPRequestHandler):
+    server: World
+
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
+        place = urlsplit(self.path)
+        if place.path == "/api/v1/moved":
+            self.send_response(302)
+            self.send_header("location", f"{self.server.url}/elsewhere")
+            self.end_headers()
+            return
+        told: dict[str, object] = {"pipelines": [], "next": None}
+        if place.path == "/token":
+            wanted = parse_qs(place.query)["resource"] == [AUDIENCE]
+            told = {"access_token": TOKEN, "expires_on": "4102444800", "resource": AUDIENCE, "token_type": "Bearer"}
+            assert wanted
+        body = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_key_is_sent_where_there_is_one_and_no_header_where_there_is_none(world: World) -> None:
+    Client(Connection(world.url, "k")).get("pipelines")
+    Client(Connection(world.url, "")).get("pipelines")
+    first, second = (headers for _, headers in world.seen)
+    assert (first["x-functions-key"], "authorization" in first) == ("k", False)
+    assert "x-functions-key" not in second
+
+
+def test_a_token_is_asked_for_with_each_request(world: World) -> None:
+    tokens = iter(("one", "two"))
+    client = Client(Connection(world.url, "", token=lambda: next(tokens)))
+    client.get("pipelines")
+    client.get("pipelines")
+    assert [headers["authorization"] for _, headers in world.seen] == ["Bearer one", "Bearer two"]
+
+
+def test_nobody_is_followed_elsewhere_with_key_or_token(world: World) -> None:
+    with pytest.raises(Answered, match=r"sends to 127\.0\.0\.1 to sign in") as refused:
+        Client(Connection(world.url, "k", token=lambda: "t")).get("moved")
+    assert refused.value.status == 302
+    assert [path for path, _ in world.seen] == ["/api/v1/moved"]
+
+
+def test_a_connection_does_not_show_its_key() -> None:
+    assert "hidden" not in repr(Connection("https://app.example", "hidden", token=lambda: "hidden"))
+
+
+def test_a_token_does_not_travel_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_URL", "http://app.example")
+    monkeypatch.setenv("DROPFORGE_AUDIENCE", AUDIENCE)
+    with pytest.raises(BadInput, match="https alone"):
+        connect()
+
+
+def cli(world: World, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("DROPFORGE", "AZURE", "IDENTITY"))}
+    return subprocess.run(
+        [sys.executable, "-m", "dropforge.cli", "status", "--json"],
+        cwd=tmp_path,
+        # Nobody is signed in here, whoever runs the tests.
+        env={**clean, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "DROPFORGE_URL": world.url, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_line_asks_as_the_identity_that_it_runs_as(world: World, tmp_path: Path) -> None:
+    identity = {"IDENTITY_ENDPOINT": f"{world.url}/token", "IDENTITY_HEADER": "h", "DROPFORGE_AUDIENCE": AUDIENCE}
+    done = cli(world, tmp_path, **identity)
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    path, headers = world.seen[-1]
+    assert path.startswith("/api/v1/pipelines")
+    assert headers["authorization"] == f"Bearer {TOKEN}"
+    assert "x-functions-key" not in headers
+
+
+def test_who_is_not_signed_in_is_told_so_and_the_app_is_not_asked(world: World, tmp_path: Path) -> None:
+    # A token credential that is the only one asked, and has nothing to show: no wait for a metadata service.
+    done = cli(world, tmp_path, DROPFORGE_AUDIENCE=AUDIENCE, AZURE_TOKEN_CREDENTIALS="EnvironmentCredential")
+    assert done.returncode == 4, done.stderr
+    assert f"nobody is signed in for {AUDIENCE}" in done.stderr
+    assert world.seen == []
