@@ -4,7 +4,31 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DROPFORGE_TEST_EPISODES=$(mktemp -d)
-export DROPFORGE_TEST_EPISODES
-trap 'rm -rf "$DROPFORGE_TEST_EPISODES"' EXIT
-.venv/bin/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/e2e/test_zz_replay.py "$@"
+DROPFORGE_TEST_FAILED=$(mktemp)
+export DROPFORGE_TEST_EPISODES DROPFORGE_TEST_FAILED
+trap 'rm -rf "$DROPFORGE_TEST_EPISODES" "$DROPFORGE_TEST_FAILED"' EXIT
+
+# What starts whole processes waits for them by the clock, beside another test that does the same. Where one to three
+# of these have failed, they get a second attempt, alone, and are named whatever comes of it. What fails again has
+# failed. The others need no clock: they have no second attempt.
+alone() {
+    local count
+    count=$(wc -l <"$DROPFORGE_TEST_FAILED")
+    if [ "$count" -eq 0 ] || [ "$count" -gt 3 ] || grep -qvE '^tests/(e2e|sdk)/' "$DROPFORGE_TEST_FAILED"; then
+        return 1
+    fi
+    local failed
+    failed=$(cat "$DROPFORGE_TEST_FAILED")
+    printf '\ntest: once more, alone:\n%s\n' "$failed"
+    .venv/bin/python -m pytest "@$DROPFORGE_TEST_FAILED" || return 1
+    printf '\ntest: PASSED ONLY ALONE, look into it (the first failure is above):\n%s\n' "$failed"
+}
+
+code=0
+.venv/bin/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder \
+    --ignore tests/e2e/test_zz_replay.py "$@" || code=$?
+if [ "$code" -ne 0 ]; then
+    # 1: tests failed; anything else is pytest's own trouble.
+    [ "$code" -eq 1 ] && alone || exit "$code"
+fi
 .venv/bin/python -m pytest tests/e2e/test_zz_replay.py

@@ -65,3 +65,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     # A stable order: within a place as they were.
     items.sort(key=place)
+
+
+# Names the file that `make test` wants the failed tests written to, one a line.
+FAILED = "DROPFORGE_TEST_FAILED"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if file := os.environ.get(FAILED):
+        reports = [*terminalreporter.stats.get("failed", ()), *terminalreporter.stats.get("error", ())]
+        names = dict.fromkeys(report.nodeid for report in reports)
+        Path(file).write_text("".join(f"{name}\n" for name in names))
