@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -95,8 +94,6 @@ def test_a_watch_is_drawn_in_a_terminal_and_ends_with_ctrl_c(platform: Platform,
     eventually(lambda: platform.status("watched")["files"]["pending"], 30, platform.log)
     process, screen = pty.fork()
     if process == 0:
-        # Whoever runs the tests in the background of a shell has it ignored, and so has what they start.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.chdir(tmp_path)
         os.environ |= {"DROPFORGE_STATE": str(platform.state), "TERM": "xterm", "COLUMNS": "150"}
         os.execv(DROPFORGE[0], [*DROPFORGE, "status", "watched", "--watch"])
