@@ -27,7 +27,8 @@ OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 APPLICATION_INSIGHTS = "APPLICATIONINSIGHTS_CONNECTION_STRING"
 QUEUE = 10_000
 SEND_SECONDS = 2.0
-# What a process that ends waits for the rest to be sent.
+# What a process that ends waits for the SDK, if that is still being imported, and then for the rest to be sent.
+IMPORT_SECONDS = 15.0
 LAST_SECONDS = 3.0
 
 Value: TypeAlias = str | int | float | bool | None
@@ -82,7 +83,8 @@ class Teller:
     service: str
     queue: deque[Told] = field(default_factory=deque)
     dropped: int = 0
-    loaded: bool = False
+    # The SDK is there, or cannot be had.
+    imported: Event = field(default_factory=Event)
     _wake: Event = field(default_factory=Event)
     _ending: bool = False
     _thread: Thread | None = None
@@ -101,6 +103,7 @@ class Teller:
         self._ending = True
         self._wake.set()
         if self._thread is not None:
+            self.imported.wait(IMPORT_SECONDS)
             self._thread.join(LAST_SECONDS)
 
     def _start(self) -> None:
@@ -118,7 +121,8 @@ class Teller:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with telemetry, the work goes on
             self._disable(error)
             return
-        self.loaded = True
+        finally:
+            self.imported.set()
         while not self._ending:
             self._wake.wait(SEND_SECONDS)
             self._send(exporter)
@@ -281,8 +285,3 @@ def close() -> None:
     """Send what is left, for a while; a process that ends in good order does so by itself."""
     if _teller is not None:
         _teller.close()
-
-
-def loaded() -> bool:
-    """Whether the SDK is there, and what is told from now on will be sent, however soon the process ends."""
-    return _teller is not None and _teller.loaded

@@ -84,6 +84,13 @@ param serveInstanceType string = 'Standard_DS3_v2'
 @maxValue(100)
 param serveInstances int = 1
 
+@description('Share of the requests that the inference servers keep for monitoring, as 0.01 or <endpoint>=<share>, with commas between; empty: of none.')
+param serveLogRequests string = ''
+
+@description('After how many days requests that were kept are deleted.')
+@minValue(1)
+param requestLogDays int = 90
+
 @description('Whether to make the online endpoint. infra/hooks/preprovision.sh sets it, and only while there is no endpoint.')
 param createEndpoint bool = false
 
@@ -177,6 +184,7 @@ module lake 'modules/storage.bicep' = {
     expiries: [
       { name: 'runs', prefix: 'runs/', days: runDays }
       { name: 'quarantine', prefix: 'artifacts/quarantine/', days: quarantineDays }
+      { name: 'requests', prefix: 'serving/logs/', days: requestLogDays }
     ]
     privateNetworking: privateNetworking
   }
@@ -334,6 +342,7 @@ var always = {
   DROPFORGE_SERVE_IMAGE: serveImage
   DROPFORGE_SERVE_INSTANCE_TYPE: serveInstanceType
   DROPFORGE_SERVE_INSTANCES: string(serveInstances)
+  DROPFORGE_SERVE_LOG_REQUESTS: serveLogRequests
   DROPFORGE_SERVE_IDENTITY: identities.outputs.replicasId
   DROPFORGE_SERVE_CLIENT_ID: identities.outputs.replicasClientId
 }

@@ -14,7 +14,8 @@ same="--constraint requirements/dev.txt"
 compile runtime.txt 3.13 pyproject.toml --universal $same --group runtime
 compile app.txt 3.13 pyproject.toml --python-platform x86_64-manylinux_2_28 $same \
     --extra azure --extra tables --extra azureml --extra databricks --extra telemetry
-printf '%s\n' azure-identity azure-storage-blob | compile serve.txt 3.11 pyproject.toml - --universal $same --extra serve --extra telemetry
+printf '%s\n' azure-identity azure-storage-blob | compile serve.txt 3.11 pyproject.toml - --universal $same --extra serve --extra request-log \
+    --extra telemetry
 compile train.txt 3.11 pyproject.toml --universal $same --extra train
 # Azure ML's tracking wants an MLflow, a storage client and a dateutil of its own, so it is a lock of its own.
 others=$(mktemp)

@@ -1,8 +1,8 @@
 """The inference server: `python -m dropforge.serving --root <state>/serving --port 8000`.
 
 In a container the environment says the rest: DROPFORGE_STORAGE instead of --root, DROPFORGE_SERVE_PROVIDER (cpu, cuda,
-tensorrt), DROPFORGE_SERVE_CACHE and DROPFORGE_SERVE_CACHE_MB (models of a storage account), DROPFORGE_SERVE_NO_KEY, and
-DROPFORGE_DEPLOYMENT (told in the reports).
+tensorrt), DROPFORGE_SERVE_CACHE and DROPFORGE_SERVE_CACHE_MB (models of a storage account), DROPFORGE_SERVE_NO_KEY,
+DROPFORGE_SERVE_LOG_REQUESTS, and DROPFORGE_DEPLOYMENT (told in the reports).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import uvloop
 
 from dropforge import telemetry
 from dropforge.domain.errors import DropforgeError
+from dropforge.domain.shares import shares_of, words_of
 from dropforge.serving.access_log import AccessLog, open_access_log
 from dropforge.serving.converge import KEEP_PREVIOUS_SECONDS, Converger
 from dropforge.serving.http1 import Connection, Connections, Limits
@@ -61,6 +62,8 @@ SHUTDOWN_SECONDS = 30.0
 # And the copies that a candidate is run on.
 LANE_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
+# What `--log-requests` says where it is not given.
+LOG_REQUESTS = "DROPFORGE_SERVE_LOG_REQUESTS"
 
 # Who connects and does not say hello, or good-bye, is not waited for.
 _TLS_TIMES: dict[str, Any] = {"ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": 5.0}
@@ -164,10 +167,9 @@ def _add_logs(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--log-requests",
         action="append",
-        default=[],
         metavar="[ENDPOINT=]SHARE",
         help="keep that share (0 to 1) of requests and answers as Parquet files under logs/; may be given for several "
-        "endpoints (wants pyarrow)",
+        f"endpoints (or {LOG_REQUESTS}, with commas; wants the extra request-log)",
     )
     options.add_argument(
         "--log-seconds", type=float, default=60.0, help="how old a row is at most before it is in a file"
@@ -257,7 +259,8 @@ async def _serve(options: argparse.Namespace, key: str | None) -> int:
         provider = wanted_provider(os.environ)
         certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
         tokens = await _tokens(options)
-        watch = open_watch(options.log_requests, source.keep, replica, options.log_seconds, os.environ)
+        shares = shares_of(options.log_requests or words_of(os.environ.get(LOG_REQUESTS, "")))
+        watch = open_watch(shares, source.keep, replica, options.log_seconds, os.environ)
         access_log = open_access_log(options.access_log) if options.access_log else None
     except DropforgeError as error:
         log.error("%s", error.message)

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dropforge.domain.errors import BadInput, DropforgeError
-from dropforge.domain.names import NAME
 from dropforge.serving.batching import Answer, Job
 from dropforge.serving.models import Model, ModelFailed
 from dropforge.serving.priority import BEHIND, give_way
@@ -186,21 +185,6 @@ class RequestLog:
             self._kept.popleft()
             self.rows += rows
             self.files += 1
-
-
-def shares_of(given: Sequence[str]) -> dict[str, float]:
-    """The shares that `--log-requests` names: `0.01` for all endpoints, `flights=0.1` for one. Raises `BadInput`."""
-    shares: dict[str, float] = {}
-    for text in given:
-        endpoint, _, number = text.rpartition("=")
-        try:
-            share = float(number)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1 or (endpoint and not NAME.fullmatch(endpoint)):
-            raise BadInput(f"--log-requests wants a share from 0 to 1, or <endpoint>=<share>, found {text!r}")
-        shares[endpoint or "*"] = share
-    return shares
 
 
 def _hour(at_ns: int) -> str:

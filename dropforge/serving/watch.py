@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
@@ -108,7 +108,7 @@ def sampler(environment: Mapping[str, str]) -> Sampler | None:
 
 
 def open_watch(
-    shares: Sequence[str],
+    shares: Mapping[str, float],
     put: Callable[[str, bytes], None],
     replica: str,
     file_seconds: float,
@@ -119,8 +119,8 @@ def open_watch(
     if shares:
         try:
             # Half a second, which a server that logs nothing does without.
-            from dropforge.serving.request_log import RequestLog, shares_of
+            from dropforge.serving.request_log import RequestLog
         except ModuleNotFoundError as error:
-            raise BadInput(f"--log-requests writes Parquet: {error}; install pyarrow") from error
-        request_log = RequestLog(put, replica, shares_of(shares), file_seconds=file_seconds)
+            raise BadInput(f"--log-requests writes Parquet: {error}; pip install 'dropforge[request-log]'") from error
+        request_log = RequestLog(put, replica, shares, file_seconds=file_seconds)
     return Watch(request_log, traces) if request_log is not None or traces is not None else None

@@ -324,6 +324,17 @@ def test_traffic_stays_until_the_replicas_of_the_new_image_serve(world: World) -
     assert world.traffic == {blue: 100}
 
 
+def test_replicas_are_told_which_requests_to_keep_by_another_deployment(world: World) -> None:
+    blue = world.deployed()
+    world.upgraded(serve_log_requests="flights=0.1,0.01")
+    world.publish()
+    world.wait(lambda states: ready(states, 2))
+    (green,) = world.traffic
+    assert green != blue
+    told = world.plane.deployments("online")[green]["properties"]["environmentVariables"]
+    assert told["DROPFORGE_SERVE_LOG_REQUESTS"] == "flights=0.1,0.01"
+
+
 def test_requests_are_copied_to_a_new_image_first_where_that_is_wanted(world: World) -> None:
     blue = world.deployed()
     world.upgraded(serve_mirror_percent=10)

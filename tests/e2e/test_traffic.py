@@ -208,7 +208,9 @@ def test_requests_are_logged_told_and_traced(
     lines = tmp_path / "access.log"
     with collector() as found:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
-        replica = start("--log-requests", "1", "--log-seconds", "0.2", "--access-log", str(lines))
+        # As a container is told.
+        monkeypatch.setenv("DROPFORGE_SERVE_LOG_REQUESTS", "other=0, flights=1")
+        replica = start("--log-seconds", "0.2", "--access-log", str(lines))
         replica.publish(1, deployment(tmp_path, onnx_models.scaled(2), 3))
         replica.reached(1)
         body = json.dumps(one_row(1, 2, 3)).encode()

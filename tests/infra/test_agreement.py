@@ -129,6 +129,7 @@ def test_the_app_is_given_everything_that_the_azure_adapters_want(files: Files) 
     placeholder = {
         "DROPFORGE_AML_WORKSPACE": WORKSPACE,
         "DROPFORGE_SERVE_INSTANCES": "2",
+        "DROPFORGE_SERVE_LOG_REQUESTS": "0.01",
         "DROPFORGE_HTTP_AUTH": "entra",
         "DROPFORGE_KEY_ROLES": "0123456789abcdef=reader",
         "DROPFORGE_DEFAULT_KEY_ROLE": "none",
@@ -188,7 +189,7 @@ def lets(condition: str, action: str, container: str, path: str) -> bool:
     return bool(eval(" ".join(told.split())))
 
 
-def test_replicas_write_their_reports_and_nothing_else(files: Files) -> None:
+def test_replicas_write_their_reports_and_logs_and_nothing_else(files: Files) -> None:
     roles = module(files, "modules/roles.bicep")
     (grant,) = (each for each in roles.of_kind("resource") if each.name == "replicasReport")
     assert text(at(roles, grant, "properties.condition")) == "onlyReports"
@@ -199,6 +200,7 @@ def test_replicas_write_their_reports_and_nothing_else(files: Files) -> None:
         return {action for action in BLOB_ACTIONS if lets(condition, action, places.SERVING, path)}
 
     assert may(serving._report_name("r1", "flights")) == {"read", "write", "delete", "add/action"}
+    assert may("logs/flights/date=2026-01-31/hour=07/r1-1.parquet") == {"read", "write", "delete", "add/action"}
     assert may(serving._desired_name("flights")) == {"read"}
     # It is the only role there that they are given.
     assert "replicasPrincipalId" not in re.findall(

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from types import ModuleType
 
-from dropforge.telemetry import configured
+import pytest
+
+from dropforge import telemetry
+from dropforge.telemetry import Measure, Teller, Told, configured
 from tests.collector import collector
 
 TELL = """
@@ -31,9 +36,8 @@ telemetry.count("dropforge.runs", outcome="promoted")
 telemetry.count("dropforge.runs", outcome="promoted")
 telemetry.seconds("dropforge.run.duration", 2.5)
 print("sdk" if "opentelemetry.sdk" in sys.modules else "no sdk", time.perf_counter() - before < 0.4)
-# What a process tells in its last moments, before the SDK is there, may be lost.
-while telemetry.configured(os.environ) and not telemetry.loaded():
-    time.sleep(0.01)
+# Long before the SDK is there: what is told in the last moments counts as well.
+telemetry.close()
 """
 
 
@@ -77,3 +81,27 @@ def test_telemetry_is_on_where_a_place_is_named_and_not_switched_off() -> None:
     assert configured({"APPLICATIONINSIGHTS_CONNECTION_STRING": "InstrumentationKey=…"})
     assert not configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_SDK_DISABLED": "true"})
     assert not configured({})
+
+
+def test_an_end_waits_for_an_sdk_that_is_still_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Told] = []
+
+    class Exporter:
+        def __init__(self, service: str) -> None:
+            time.sleep(0.3)
+
+        def take(self, told: Told) -> None:
+            taken.append(told)
+
+        def close(self) -> None:
+            pass
+
+    slow = ModuleType("dropforge.adapters.telemetry")
+    slow.Exporter = Exporter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, slow.__name__, slow)
+    monkeypatch.setattr(telemetry, "LAST_SECONDS", 0.1)
+    teller = Teller("test")
+    told = Measure("sum", "dropforge.runs", "1", 1, {})
+    teller.tell(told)
+    teller.close()
+    assert taken == [told]

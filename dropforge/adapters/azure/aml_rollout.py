@@ -109,6 +109,8 @@ class Plan:
         told = {"DROPFORGE_STORAGE": self.storage, "DROPFORGE_SERVE_NO_KEY": "true", **more}
         if self.settings.serve_client_id is not None:
             told["AZURE_CLIENT_ID"] = self.settings.serve_client_id
+        if self.settings.serve_log_requests is not None:
+            told["DROPFORGE_SERVE_LOG_REQUESTS"] = self.settings.serve_log_requests
         return {
             "endpointComputeType": "Managed",
             "instanceType": self.settings.serve_instance_type,

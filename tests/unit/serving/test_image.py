@@ -37,6 +37,13 @@ def test_it_runs_as_nobody_in_particular_and_holds_no_secret() -> None:
     assert not re.search(r"^(ARG|ENV).*(KEY|SECRET|TOKEN|PASSWORD|STORAGE)", TEXT, re.MULTILINE)
 
 
+def test_it_has_what_the_options_want_that_a_container_is_told_by_its_environment() -> None:
+    locked = (Path(__file__).parents[3] / "requirements" / "serve.txt").read_text()
+    # DROPFORGE_SERVE_LOG_REQUESTS, DROPFORGE_STORAGE, DROPFORGE_GRPC_PORT, DROPFORGE_ENTRA_TENANT.
+    for name in ("pyarrow", "azure-storage-blob", "azure-identity", "hpack", "pyjwt"):
+        assert re.search(rf"^{name}(\[\w+\])?==", locked, re.MULTILINE), name
+
+
 def test_every_accelerator_is_a_provider_that_the_server_knows() -> None:
     chosen = re.findall(r"^ {8}(\w+)\) gpu=", TEXT, re.MULTILINE)
     assert chosen == ["cpu", "cuda13", "cuda12"]

@@ -1,0 +1,35 @@
+"""Shares of requests that are kept, as an option and as a setting say them."""
+
+from __future__ import annotations
+
+import pytest
+
+from dropforge import settings
+from dropforge.domain.errors import BadInput
+from dropforge.domain.shares import shares_of, words_of
+
+WORKSPACE = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
+
+
+def asked(text: str) -> str | None:
+    found = settings.read({"DROPFORGE_AML_WORKSPACE": WORKSPACE, "DROPFORGE_SERVE_LOG_REQUESTS": text}).azureml
+    assert found is not None
+    return found.serve_log_requests
+
+
+def test_shares_are_for_all_or_for_one() -> None:
+    assert shares_of(words_of(" 0.1, flights=0.5 ,none=0")) == {"*": 0.1, "flights": 0.5, "none": 0.0}
+    assert shares_of(words_of("")) == {}
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", "-1", "nan", "a=b", "No Name=0.5", "=0.5x"])
+def test_a_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="--log-requests wants a share from 0 to 1, or <endpoint>=<share>"):
+        shares_of([text])
+
+
+def test_the_app_hands_the_shares_on_to_its_replicas() -> None:
+    assert asked(" 0.1, flights=0.5") == "0.1,flights=0.5"
+    assert asked("") is None
+    with pytest.raises(BadInput, match=r"setting DROPFORGE_SERVE_LOG_REQUESTS wants a share .*, found '2'"):
+        asked("0.1,2")
