@@ -47,6 +47,8 @@ class AzureML:
     serve_instances: int = 1
     # Of the requests that are copied to a new image for five minutes before it answers any.
     serve_mirror_percent: int = 0
+    # Processes on each instance, which share its port and hold all models each; 0: one on each core or GPU.
+    serve_workers: int = 0
     # Shares of the requests that replicas keep for monitoring (`dropforge.domain.shares`); None: of none.
     serve_log_requests: str | None = None
     # Resource id and client id of the managed identity that replicas read models with.
@@ -223,6 +225,7 @@ def _azureml(environment: Mapping[str, str]) -> AzureML | None:
         serve_instance_type=environment.get("DROPFORGE_SERVE_INSTANCE_TYPE") or AzureML.serve_instance_type,
         serve_instances=_instances(environment.get("DROPFORGE_SERVE_INSTANCES", "1")),
         serve_mirror_percent=_percent(environment.get("DROPFORGE_SERVE_MIRROR_PERCENT", "0")),
+        serve_workers=_workers(environment.get("DROPFORGE_SERVE_WORKERS") or "0"),
         serve_log_requests=_log_requests(environment.get("DROPFORGE_SERVE_LOG_REQUESTS", "")),
         serve_identity=environment.get("DROPFORGE_SERVE_IDENTITY") or None,
         serve_client_id=environment.get("DROPFORGE_SERVE_CLIENT_ID") or None,
@@ -251,6 +254,12 @@ def _instances(text: str) -> int:
 def _percent(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 <= int(text[:9]) <= 50:
         raise BadInput(f"setting DROPFORGE_SERVE_MIRROR_PERCENT is {text!r}; it must be a whole number from 0 to 50")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:9]) > 256:
+        raise BadInput(f"setting DROPFORGE_SERVE_WORKERS is {text!r}; it must be a whole number from 0 to 256")
     return int(text)
 
 

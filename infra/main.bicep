@@ -84,6 +84,11 @@ param serveInstanceType string = 'Standard_DS3_v2'
 @maxValue(100)
 param serveInstances int = 1
 
+@description('Processes of each inference server, which hold all models each; 0: one on each core or GPU.')
+@minValue(0)
+@maxValue(256)
+param serveWorkers int = 0
+
 @description('Share of the requests that the inference servers keep for monitoring, as 0.01 or <endpoint>=<share>, with commas between; empty: of none.')
 param serveLogRequests string = ''
 
@@ -342,6 +347,7 @@ var always = {
   DROPFORGE_SERVE_IMAGE: serveImage
   DROPFORGE_SERVE_INSTANCE_TYPE: serveInstanceType
   DROPFORGE_SERVE_INSTANCES: string(serveInstances)
+  DROPFORGE_SERVE_WORKERS: string(serveWorkers)
   DROPFORGE_SERVE_LOG_REQUESTS: serveLogRequests
   DROPFORGE_SERVE_IDENTITY: identities.outputs.replicasId
   DROPFORGE_SERVE_CLIENT_ID: identities.outputs.replicasClientId

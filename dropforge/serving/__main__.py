@@ -2,7 +2,7 @@
 
 In a container the environment says the rest: DROPFORGE_STORAGE instead of --root, DROPFORGE_SERVE_PROVIDER (cpu, cuda,
 tensorrt), DROPFORGE_SERVE_CACHE and DROPFORGE_SERVE_CACHE_MB (models of a storage account), DROPFORGE_SERVE_NO_KEY,
-DROPFORGE_SERVE_LOG_REQUESTS, and DROPFORGE_DEPLOYMENT (told in the reports).
+DROPFORGE_SERVE_WORKERS, DROPFORGE_SERVE_LOG_REQUESTS, and DROPFORGE_DEPLOYMENT (told in the reports).
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ from dropforge.serving.http1 import Connection, Connections, Limits
 from dropforge.serving.memory import MIB, Budget
 from dropforge.serving.mirror import wait_for_lanes
 from dropforge.serving.polling import default_seconds
-from dropforge.serving.provider import DEVICE, told
+from dropforge.serving.provider import DEVICE, SETTING, told
 from dropforge.serving.provider import wanted as wanted_provider
 from dropforge.serving.server import Server
 from dropforge.serving.source import open_source
 from dropforge.serving.tls import Certificate
 from dropforge.serving.watch import open_watch
-from dropforge.serving.workers import Supervisor, cores, devices, reserve
+from dropforge.serving.workers import Supervisor, devices, reserve
+from dropforge.serving.workers import wanted as wanted_workers
 
 if TYPE_CHECKING:
     from dropforge.serving.tokens import EntraTokens
@@ -121,7 +122,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--max-body-bytes", type=int, default=Limits.body_bytes)
     options.add_argument("--max-queue", type=int, default=2048, help="requests at once before 429")
     options.add_argument(
-        "--workers", type=int, default=1, help="processes that share the port; 0: one for each core (default: 1)"
+        "--workers",
+        type=int,
+        default=os.environ.get("DROPFORGE_SERVE_WORKERS") or 1,
+        help="processes that share the port; 0: one for each core, or for each GPU (default: 1)",
     )
     options.add_argument("--share-port", action="store_true", help=argparse.SUPPRESS)
     options.add_argument(
@@ -204,7 +208,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DropforgeError as error:
         log.error("%s", error.message)
         return 2
-    workers = max(options.workers or cores(), len(gpus))
+    on_gpu = os.environ.get(SETTING, "cpu") not in ("", "cpu")
+    workers = wanted_workers(options.workers, gpus, on_gpu=on_gpu)
     if workers > 1:
         return _supervise(options, sys.argv[1:] if arguments is None else arguments, workers, gpus)
     if gpus:

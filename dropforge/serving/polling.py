@@ -10,15 +10,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+
+from dropforge.serving.workers import quota
 
 # How long a client takes from an answer to its next request, with its own waking up, where it is near.
 SECONDS = 200e-6
 # Answers without a look behind them, at most.
 MOST_SKIPPED = 31
-
-_GROUP = Path("/sys/fs/cgroup")
 
 
 class Polling:
@@ -59,13 +57,4 @@ class Polling:
 
 def default_seconds(*, shares_port: bool) -> float:
     """Nothing where processor time is counted or scarce: other workers want it, or the caller does, or there is a quota."""
-    return 0.0 if shares_port or (os.cpu_count() or 1) == 1 or has_quota() else SECONDS
-
-
-def has_quota(group: Path = _GROUP) -> bool:
-    """Whether the control group of this process has a limit on processor time, as containers with a CPU limit have."""
-    with suppress(OSError):
-        return (group / "cpu.max").read_text().split()[:1] != ["max"]
-    with suppress(OSError, ValueError):
-        return int((group / "cpu" / "cpu.cfs_quota_us").read_text()) > 0
-    return False
+    return 0.0 if shares_port or (os.cpu_count() or 1) == 1 or quota() is not None else SECONDS

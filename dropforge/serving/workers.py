@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dropforge.domain.errors import BadInput
 
@@ -29,6 +30,10 @@ PATIENCE_SECONDS = 40.0
 # The exit code of a server that can never start: its settings are wrong.
 CANNOT_START = 2
 
+_GROUP = Path("/sys/fs/cgroup")
+# Of a quota that says no period.
+_PERIOD_US = 100_000
+
 
 def devices(text: str) -> tuple[str, ...]:
     """The numbers of the GPUs named. Raises `BadInput`."""
@@ -38,9 +43,33 @@ def devices(text: str) -> tuple[str, ...]:
     return found
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def quota(group: Path = _GROUP) -> float | None:
+    """How many cores' time the control group of this process may use, where it has such a limit, as containers may have.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files, and before it
+    https://docs.kernel.org/scheduler/sched-bwc.html
+    """
+    with suppress(OSError, ValueError):
+        limit, period = (group / "cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / max(1, int(period))
+    with suppress(OSError, ValueError):
+        old = group / "cpu"
+        microseconds = int((old / "cpu.cfs_quota_us").read_text())
+        of = old / "cpu.cfs_period_us"
+        return microseconds / (int(of.read_text()) if of.exists() else _PERIOD_US) if microseconds > 0 else None
+    return None
+
+
+def cores(group: Path = _GROUP) -> int:
+    """That this process may use, by its affinity and by the limit of its container, rounded."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    limit = quota(group)
+    return allowed if limit is None else max(1, min(allowed, int(limit + 0.5)))
+
+
+def wanted(asked: int, gpus: Sequence[str], *, on_gpu: bool) -> int:
+    """How many workers there are to be. `asked` is 0 for one on each core, or on each GPU where models run on those."""
+    return max(asked or (1 if on_gpu else cores()), len(gpus))
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -103,7 +132,8 @@ class Supervisor:
                 stop.set()
                 return
             pause = PAUSES_SECONDS[0] if time.monotonic() - began > SHORT_LIFE_SECONDS else min(2 * pause, longest)
-            log.error("worker %s-%d ended (%d); it is started again", self.replica, number, code)
+            killed = "; killed, perhaps for want of memory: each holds all models, have fewer" if code == -9 else ""
+            log.error("worker %s-%d ended (%d); it is started again%s", self.replica, number, code, killed)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause)
 

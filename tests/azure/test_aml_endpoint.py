@@ -196,6 +196,7 @@ def test_the_first_deployment_of_a_model_makes_the_endpoint_and_its_deployment(w
     assert made["environmentVariables"] == {
         "DROPFORGE_STORAGE": world.account_url,
         "DROPFORGE_SERVE_NO_KEY": "true",
+        "DROPFORGE_SERVE_WORKERS": "0",
         "DROPFORGE_DEPLOYMENT": name,
         "AZURE_CLIENT_ID": "client",
     }

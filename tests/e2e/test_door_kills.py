@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.servicebus import ServiceBusClient, ServiceBusMessage, ServiceBusReceiveMode, ServiceBusSubQueue
+from azure.servicebus import ServiceBusClient, ServiceBusMessage, ServiceBusSubQueue
 from azure.servicebus.exceptions import ServiceBusError
 
 from dropforge.adapters.local.ledger import SqliteLedger
@@ -212,12 +212,13 @@ def collected(platform: Platform, queue: str, wanted: set[str], seconds: float =
     found: Counter[str] = Counter()
     deadline, quiet = time.monotonic() + seconds, 0
     while quiet < 3 and time.monotonic() < deadline:
-        with client_of(platform) as client:
-            mode = ServiceBusReceiveMode.RECEIVE_AND_DELETE
-            with client.get_queue_receiver(queue, receive_mode=mode) as receiver:
-                while messages := receiver.receive_messages(max_message_count=200, max_wait_time=2):
-                    found.update(str(each.correlation_id) for each in messages)
-                    quiet = 0
+        # Locked first: of those that are deleted when they are sent, what is under way to a receiver that closes is lost.
+        with client_of(platform) as client, client.get_queue_receiver(queue) as receiver:
+            while messages := receiver.receive_messages(max_message_count=200, max_wait_time=2):
+                for each in messages:
+                    receiver.complete_message(each)
+                    found[str(each.correlation_id)] += 1
+                quiet = 0
         quiet += wanted <= found.keys()
     missing = wanted - found.keys()
     assert not missing, f"{len(missing)} without an answer, such as {sorted(missing)[:5]}: {platform.log()[-3000:]}"

@@ -512,7 +512,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(
     replica = start()
     replica.publish(1, deployment(tmp_path, onnx_models.slow(1), 1))
     replica.reached(1)
-    long, short = ({"inputs": [{"name": "n", "shape": [1], "datatype": "INT64", "data": [n]}]} for n in (8000, 10))
+    long, short = ({"inputs": [{"name": "n", "shape": [1], "datatype": "INT64", "data": [n]}]} for n in (5000, 10))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(replica.infer, long)
         time.sleep(0.3)
@@ -521,7 +521,7 @@ def test_a_request_in_flight_finishes_on_the_version_it_began_with(
         assert replica.infer(short).json["model_version"] == "2"
         assert not waiting.done(), "the long request must outlast the swap for this test to say anything"
         old = waiting.result().json
-    assert (old["model_version"], old["outputs"][0]["data"]) == ("1", [8000.0])
+    assert (old["model_version"], old["outputs"][0]["data"]) == ("1", [5000.0])
 
 
 # ---------------------------------------------------------------------------------------------------- what can go wrong

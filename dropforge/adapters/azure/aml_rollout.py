@@ -106,7 +106,12 @@ class Plan:
         return self.settings.serve_image
 
     def _properties(self, more: dict[str, str]) -> Json:
-        told = {"DROPFORGE_STORAGE": self.storage, "DROPFORGE_SERVE_NO_KEY": "true", **more}
+        told = {
+            "DROPFORGE_STORAGE": self.storage,
+            "DROPFORGE_SERVE_NO_KEY": "true",
+            "DROPFORGE_SERVE_WORKERS": str(self.settings.serve_workers),
+            **more,
+        }
         if self.settings.serve_client_id is not None:
             told["AZURE_CLIENT_ID"] = self.settings.serve_client_id
         if self.settings.serve_log_requests is not None:

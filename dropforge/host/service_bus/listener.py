@@ -83,16 +83,16 @@ class Listener:
         while not self._stopped.done():
             if pause:
                 await asyncio.wait({self._stopped}, timeout=pause)
-            pause = 0.0
+            pause, asked_at = 0.0, time.monotonic()
             try:
                 link = await self._open()
             except NoSession:
-                self._health.well()
+                self._health.well(asked_at)
             except LinkError as error:
-                pause = self._health.failed(error)
+                pause = self._health.failed(error, asked_at)
             else:
                 if link is not None:
-                    pause = await self._use(link)
+                    pause = await self._use(link, asked_at)
                     if self._trigger.sessions and not pause:
                         # Where one session was, there may be more.
                         continue
@@ -102,12 +102,13 @@ class Listener:
 
     async def _open(self) -> Link | None:
         """A link that can receive; None when the host stops first."""
+        asked_at = time.monotonic()
         opening = asyncio.create_task(self._dialler.open())
         # Waiting for a session has no first answer.
         silence = _SILENCE_SECONDS if self._trigger.sessions else None
         await _either(opening, self._stopped, timeout=silence)
         if not opening.done() and not self._stopped.done():
-            self._health.well()
+            self._health.well(asked_at)
             await _either(opening, self._stopped)
         if not opening.done():
             opened_after_all = await _ended(opening)
@@ -115,18 +116,19 @@ class Listener:
                 await opened_after_all.close()
             return None
         link = opening.result()
-        self._health.well()
+        self._health.well(asked_at)
         return link
 
-    async def _use(self, link: Link) -> float:
-        """Receive until the link is of no more use; returns how long to wait before the next one is opened."""
+    async def _use(self, link: Link, asked_at: float) -> float:
+        """Receive until the link, which was asked for then, is of no more use; returns how long to wait before the next one is
+        opened."""
         try:
             await (self._serve_session(link) if self._trigger.sessions else self._serve(link))
         except LockLost as error:
             # Whoever was harmed by it has been told of where it happened.
             _log.debug("%s: %s", self._trigger.entity, error)
         except LinkError as error:
-            return self._health.failed(error)
+            return self._health.failed(error, asked_at)
         except Exception:  # noqa: BLE001 - a fault of the host must not end the trigger
             _log.exception("%s: a worker failed; it begins again in %g s", self._trigger.entity, _AFTER_FAULT_SECONDS)
             return _AFTER_FAULT_SECONDS

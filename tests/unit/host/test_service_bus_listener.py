@@ -278,6 +278,28 @@ def test_a_connection_that_is_lost_is_told_once_for_all_who_listen(caplog: pytes
     ]
 
 
+def test_what_was_asked_before_a_failure_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    now = 10.0
+    reach = Reach("bus", now=lambda: now)
+    reach.well(asked_at=10.0)
+    now = 12.0
+    reach.failed(Unreachable("it broke"), asked_at=10.0)
+    # An answer that was on its way.
+    reach.well(asked_at=11.0)
+    now = 13.0
+    with caplog.at_level(logging.INFO, HEALTH):
+        reach.well(asked_at=12.5)
+        # A link of before, which notices only now.
+        reach.failed(Unreachable("it broke"), asked_at=11.0)
+        now = 14.0
+        reach.failed(Unreachable("once more"), asked_at=12.6)
+    assert [record.getMessage() for record in caplog.records] == [
+        "bus cannot be reached: it broke; trying again",
+        "bus can be reached again",
+        "bus cannot be reached: once more; trying again",
+    ]
+
+
 def test_a_service_that_is_still_starting_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     health = Health("e", Reach("bus", now=lambda: now))

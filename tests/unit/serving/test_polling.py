@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dropforge.serving import polling
-from dropforge.serving.polling import MOST_SKIPPED, SECONDS, Polling, default_seconds, has_quota
+from dropforge.serving.polling import MOST_SKIPPED, SECONDS, Polling, default_seconds
 
 
 class Loop:
@@ -108,33 +107,13 @@ def test_a_loop_that_looks_answers_and_ends(monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "found"),
-    [
-        ("cpu.max", "max 100000\n", False),
-        ("cpu.max", "150000 100000\n", True),
-        ("cpu/cpu.cfs_quota_us", "-1\n", False),
-        ("cpu/cpu.cfs_quota_us", "50000\n", True),
-        ("cpu/cpu.cfs_quota_us", "?\n", False),
-        (None, "", False),
-    ],
-)
-def test_where_processor_time_is_counted_it_is_not_spent_on_looking(
-    tmp_path: Path, file: str | None, text: str, found: bool
-) -> None:
-    if file is not None:
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(text)
-    assert has_quota(tmp_path) is found
-
-
 def test_the_default_leaves_the_processor_to_who_else_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(polling, "has_quota", lambda: False)
+    monkeypatch.setattr(polling, "quota", lambda: None)
     assert default_seconds(shares_port=False) == SECONDS
     assert default_seconds(shares_port=True) == 0.0
-    monkeypatch.setattr(polling, "has_quota", lambda: True)
+    monkeypatch.setattr(polling, "quota", lambda: 1.5)
     assert default_seconds(shares_port=False) == 0.0
-    monkeypatch.setattr(polling, "has_quota", lambda: False)
+    monkeypatch.setattr(polling, "quota", lambda: None)
     monkeypatch.setattr(polling.os, "cpu_count", lambda: 1)
     assert default_seconds(shares_port=False) == 0.0

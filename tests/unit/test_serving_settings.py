@@ -1,4 +1,4 @@
-"""Shares of requests that are kept, as an option and as a setting say them."""
+"""What the app tells the replicas of a managed endpoint: shares of requests that are kept, and how many processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from dropforge.domain.shares import shares_of, words_of
 WORKSPACE = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces/w"
 
 
-def asked(text: str) -> str | None:
-    found = settings.read({"DROPFORGE_AML_WORKSPACE": WORKSPACE, "DROPFORGE_SERVE_LOG_REQUESTS": text}).azureml
+def read(**environment: str) -> settings.AzureML:
+    found = settings.read({"DROPFORGE_AML_WORKSPACE": WORKSPACE, **environment}).azureml
     assert found is not None
-    return found.serve_log_requests
+    return found
+
+
+def asked(text: str) -> str | None:
+    return read(DROPFORGE_SERVE_LOG_REQUESTS=text).serve_log_requests
 
 
 def test_shares_are_for_all_or_for_one() -> None:
@@ -33,3 +37,11 @@ def test_the_app_hands_the_shares_on_to_its_replicas() -> None:
     assert asked("") is None
     with pytest.raises(BadInput, match=r"setting DROPFORGE_SERVE_LOG_REQUESTS wants a share .*, found '2'"):
         asked("0.1,2")
+
+
+def test_every_core_is_used_unless_a_number_of_processes_is_set() -> None:
+    assert read().serve_workers == read(DROPFORGE_SERVE_WORKERS="").serve_workers == 0
+    assert read(DROPFORGE_SERVE_WORKERS="3").serve_workers == 3
+    for text in ("-1", "257", "two", "1.5"):
+        with pytest.raises(BadInput, match=r"setting DROPFORGE_SERVE_WORKERS is .*from 0 to 256"):
+            read(DROPFORGE_SERVE_WORKERS=text)

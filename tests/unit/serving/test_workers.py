@@ -1,0 +1,59 @@
+"""How many workers there are: cores, quotas and GPUs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dropforge.serving import workers
+from dropforge.serving.__main__ import parser
+from dropforge.serving.workers import cores, quota, wanted
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "?\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "50000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "200000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "?\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_is_that_of_the_control_group(tmp_path: Path, files: dict[str, str], found: float | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert quota(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("quota_us", "found"), [("max", 8), ("1200000", 8), ("400000", 4), ("150000", 2), ("120000", 1), ("20000", 1)]
+)
+def test_cores_are_those_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota_us: str, found: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text(f"{quota_us} 100000\n")
+    assert cores(tmp_path) == found
+
+
+def test_a_container_has_one_worker_on_each_core_or_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    assert wanted(0, (), on_gpu=False) == 4
+    assert wanted(0, (), on_gpu=True) == 1
+    assert wanted(0, ("0", "1"), on_gpu=True) == 2
+    assert wanted(3, (), on_gpu=False) == 3
+    assert wanted(1, (), on_gpu=False) == 1
+
+
+def test_the_environment_says_how_many_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parser().parse_args(["--port", "0"]).workers == 1
+    monkeypatch.setenv("DROPFORGE_SERVE_WORKERS", "0")
+    assert parser().parse_args(["--port", "0"]).workers == 0
+    assert parser().parse_args(["--port", "0", "--workers", "2"]).workers == 2
