@@ -54,6 +54,8 @@ class AzureML:
     # Resource id and client id of the managed identity that replicas read models with.
     serve_identity: str | None = None
     serve_client_id: str | None = None
+    # The address of Application Insights, where that wants an identity: then it is no secret, and replicas are given it.
+    insights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ def _azureml(environment: Mapping[str, str]) -> AzureML | None:
         serve_log_requests=_log_requests(environment.get("DROPFORGE_SERVE_LOG_REQUESTS", "")),
         serve_identity=environment.get("DROPFORGE_SERVE_IDENTITY") or None,
         serve_client_id=environment.get("DROPFORGE_SERVE_CLIENT_ID") or None,
+        insights=_insights(environment),
     )
 
 
@@ -255,6 +258,11 @@ def _percent(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 <= int(text[:9]) <= 50:
         raise BadInput(f"setting DROPFORGE_SERVE_MIRROR_PERCENT is {text!r}; it must be a whole number from 0 to 50")
     return int(text)
+
+
+def _insights(environment: Mapping[str, str]) -> str | None:
+    by_identity = "Authorization=AAD" in environment.get("APPLICATIONINSIGHTS_AUTHENTICATION_STRING", "")
+    return environment.get("APPLICATIONINSIGHTS_CONNECTION_STRING") or None if by_identity else None
 
 
 def _workers(text: str) -> int:

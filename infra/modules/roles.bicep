@@ -253,6 +253,17 @@ resource appTells 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   }
 }
 
+// Replicas send what they did with a model, under the trace of the run that made it.
+resource replicasTell 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+  name: guid(telemetry.id, replicasPrincipalId, roles.monitoringMetricsPublisher)
+  scope: telemetry
+  properties: {
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.monitoringMetricsPublisher)
+    principalId: replicasPrincipalId
+    principalType: 'ServicePrincipal'
+  }
+}
+
 // The app makes the endpoint when it is missing, and gives it this identity.
 resource appHandsOn 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   name: guid(replicas.id, appPrincipalId, roles.managedIdentityOperator)

@@ -325,6 +325,18 @@ def test_traffic_stays_until_the_replicas_of_the_new_image_serve(world: World) -
     assert world.traffic == {blue: 100}
 
 
+def test_replicas_send_telemetry_where_the_app_does_so_without_a_secret(world: World) -> None:
+    blue = world.deployed()
+    world.upgraded(insights="InstrumentationKey=1;IngestionEndpoint=https://e/")
+    world.publish()
+    world.wait(lambda states: ready(states, 2))
+    (green,) = world.traffic
+    assert green != blue
+    told = world.plane.deployments("online")[green]["properties"]["environmentVariables"]
+    assert told["APPLICATIONINSIGHTS_CONNECTION_STRING"] == "InstrumentationKey=1;IngestionEndpoint=https://e/"
+    assert told["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"] == "ClientId=client;Authorization=AAD"
+
+
 def test_replicas_are_told_which_requests_to_keep_by_another_deployment(world: World) -> None:
     blue = world.deployed()
     world.upgraded(serve_log_requests="flights=0.1,0.01")

@@ -129,6 +129,7 @@ def test_the_app_is_given_everything_that_the_azure_adapters_want(files: Files) 
     placeholder = {
         "DROPFORGE_AML_WORKSPACE": WORKSPACE,
         "DROPFORGE_SERVE_INSTANCES": "2",
+        "APPLICATIONINSIGHTS_AUTHENTICATION_STRING": "ClientId=x;Authorization=AAD",
         "DROPFORGE_SERVE_WORKERS": "0",
         "DROPFORGE_SERVE_LOG_REQUESTS": "0.01",
         "DROPFORGE_HTTP_AUTH": "entra",

@@ -45,3 +45,11 @@ def test_every_core_is_used_unless_a_number_of_processes_is_set() -> None:
     for text in ("-1", "257", "two", "1.5"):
         with pytest.raises(BadInput, match=r"setting DROPFORGE_SERVE_WORKERS is .*from 0 to 256"):
             read(DROPFORGE_SERVE_WORKERS=text)
+
+
+def test_the_address_of_application_insights_is_handed_on_where_it_is_no_secret() -> None:
+    address = "InstrumentationKey=1;IngestionEndpoint=https://e/"
+    assert read(APPLICATIONINSIGHTS_CONNECTION_STRING=address).insights is None
+    identity = {"APPLICATIONINSIGHTS_AUTHENTICATION_STRING": "ClientId=app;Authorization=AAD"}
+    assert read(APPLICATIONINSIGHTS_CONNECTION_STRING=address, **identity).insights == address
+    assert read(**identity).insights is None

@@ -114,6 +114,11 @@ class Plan:
         }
         if self.settings.serve_client_id is not None:
             told["AZURE_CLIENT_ID"] = self.settings.serve_client_id
+            if self.settings.insights is not None:
+                told["APPLICATIONINSIGHTS_CONNECTION_STRING"] = self.settings.insights
+                told["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"] = (
+                    f"ClientId={self.settings.serve_client_id};Authorization=AAD"
+                )
         if self.settings.serve_log_requests is not None:
             told["DROPFORGE_SERVE_LOG_REQUESTS"] = self.settings.serve_log_requests
         return {
