@@ -58,14 +58,12 @@ def test_a_disturbed_test_is_run_again_alone_and_named(tmp_path: Path) -> None:
     [
         ("1 1", ONE, 1, 1),
         ("1 0 1", ONE, 1, 1),
-        ("1", "tests/unit/test_law.py::test_it\n", 1, 0),
-        ("1", ONE + "tests/unit/test_law.py::test_it\n", 1, 0),
         ("1", ONE * 4, 1, 0),
         ("1", "", 1, 0),
         ("3", ONE, 3, 0),
         ("0 1", "", 1, 0),
     ],
-    ids=["again", "replay", "unit", "unit among them", "many", "none", "pytest's trouble", "replay alone"],
+    ids=["again", "replay", "many", "none", "pytest's trouble", "replay alone"],
 )
 def test_what_failed_stays_failed(tmp_path: Path, codes: str, failures: str, ends: int, again: int) -> None:
     code, called, said = run(tmp_path, codes, failures)
