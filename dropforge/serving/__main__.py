@@ -40,7 +40,7 @@ from dropforge.serving.http1 import Connection, Connections, Limits
 from dropforge.serving.memory import MIB, Budget
 from dropforge.serving.mirror import wait_for_lanes
 from dropforge.serving.polling import default_seconds
-from dropforge.serving.provider import DEVICE, SETTING, told
+from dropforge.serving.provider import DEVICE, SETTING, gpus_here, told
 from dropforge.serving.provider import wanted as wanted_provider
 from dropforge.serving.server import Server
 from dropforge.serving.source import open_source
@@ -209,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error.message)
         return 2
     on_gpu = os.environ.get(SETTING, "cpu") not in ("", "cpu")
+    if on_gpu and not options.workers and not gpus:
+        gpus = gpus_here()
     workers = wanted_workers(options.workers, gpus, on_gpu=on_gpu)
     if workers > 1:
         return _supervise(options, sys.argv[1:] if arguments is None else arguments, workers, gpus)

@@ -130,12 +130,25 @@ def _problem(name: str, device: int) -> str | None:
 
 def smi() -> str:
     """The GPUs and their driver, as nvidia-smi names them, or why it does not."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        done = _asked("name,driver_version,memory.total")
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return " ".join((done.stdout + done.stderr).split())[:300] or f"exit code {done.returncode}"
+
+
+def gpus_here() -> tuple[str, ...]:
+    """The numbers of all GPUs that this process sees; none where nobody tells."""
+    try:
+        found = _asked("index").stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(found) if all(each.isdigit() for each in found) else ()
+
+
+def _asked(what: str) -> subprocess.CompletedProcess[str]:
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
 
 
 def told(provider: Provider) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from dropforge.serving import workers
 from dropforge.serving.__main__ import parser
+from dropforge.serving.provider import gpus_here
 from dropforge.serving.workers import cores, quota, wanted
 
 
@@ -50,6 +51,19 @@ def test_a_container_has_one_worker_on_each_core_or_gpu(monkeypatch: pytest.Monk
     assert wanted(0, ("0", "1"), on_gpu=True) == 2
     assert wanted(3, (), on_gpu=False) == 3
     assert wanted(1, (), on_gpu=False) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "found"), [("echo 0; echo 1", ("0", "1")), ("echo no devices were found; exit 6", ()), (None, ())]
+)
+def test_gpus_are_those_that_nvidia_smi_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, found: tuple[str, ...]
+) -> None:
+    if said is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpus_here() == found
 
 
 def test_the_environment_says_how_many_where_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
