@@ -254,6 +254,8 @@ def why(
 
 
 _MOST_LINES = 10
+# Where a listing came first, no event is the cause.
+_FOUND = "storage: files that were found before an event told of them"
 
 
 def _why(told: dict[str, Any]) -> RenderableType:
@@ -274,7 +276,7 @@ def _why(told: dict[str, Any]) -> RenderableType:
         ("manifest", f"{dataset['manifest']}, sha256 {dataset['manifest_sha256']}"),
         *_several("made of", [_part(each) for each in told["made_of"]], newest=True),
         *_several("files", [_file(each) for each in told["files"]], newest=False),
-        *_several("because", [_cause(each) for each in told["causes"]], newest=True),
+        *_several("because", [_cause(each) for each in told["causes"]] or [_FOUND], newest=True),
     ]
     return facts(*lines)
 
@@ -294,7 +296,7 @@ def _part(each: dict[str, Any]) -> str:
 
 def _file(each: dict[str, Any]) -> str:
     name = unquote(each["url"].rsplit("/", 1)[-1])
-    event = f", event {each['event']}" if each["event"] else ""
+    event = f", event {each['event']}" if each["event"] else ", found before an event told of it"
     return f"{name}, {count(each['rows'], 'row')}, sha256 {each['sha256'][:12]}{event}"
 
 
