@@ -2,9 +2,9 @@
 
 Reads one JSON object: `port`; `request` in base64; `phases`, each a rate a second and its seconds; `connections`; and
 `answers`, which are the FP32 that answers end in, in base64, by the remainder of their version after division by their
-number. Writes one: for each answer when it was due (seconds since 1970) and the microseconds from then until it was there, in order; the same of those that
-were told 429; and how many failed or were not what their version says. One that has to wait for a free connection waits on the
-clock of its caller: nothing is left out.
+number. Writes one: for each answer when it was due (seconds since 1970) and the microseconds from then until it was there, in
+order; the same of those that were told 429; and how many failed or were not what their version says. One that has to wait for a
+free connection waits on the clock of its caller: nothing is left out.
 """
 
 from __future__ import annotations

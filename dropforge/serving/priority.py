@@ -17,8 +17,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # How far a thread gives way. At `IDLE` (for the kernel what comes after 19) it has what others leave over, and is gone as soon
-# as they want to run, however much they have had. But the interpreter's lock is one: a thread that holds it, and has to wait for another process that wants its core, keeps everybody
-# here waiting, at `IDLE` for up to a second, at `LONG` for 0.03 s, at `BEHIND` hardly longer than that one's turn.
+# as they want to run, however much they have had. But the interpreter's lock is one: a thread that holds it, and has to wait
+# for another process that wants its core, keeps everybody here waiting: at `IDLE` for up to a second, at `LONG` for 0.03 s, at
+# `BEHIND` hardly longer than that one's turn.
 IDLE, LONG, BEHIND = 20, 10, 5
 # Of its time, over so many seconds, what the main thread runs when requests need all of it that they can get; and what it then
 # waits for the core when another process wants that as well.
