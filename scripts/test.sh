@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests but the long proofs, two at a time, the longest first; then every episode that they recorded
+# All tests but the long proofs, three at a time (DROPFORGE_TEST_WORKERS), the longest first; then every episode that they recorded
 # through Azure's own runtime.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ alone() {
 }
 
 code=0
-.venv/bin/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder \
+.venv/bin/python -m pytest -m "not soak" -n "${DROPFORGE_TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder \
     --ignore tests/e2e/test_zz_replay.py "$@" || code=$?
 if [ "$code" -ne 0 ]; then
     # 1: tests failed; anything else is pytest's own trouble.
