@@ -73,7 +73,9 @@ def started(root: Path, *options: str, cores: set[int] = SERVER) -> Iterator[Rep
     log = root.parent / f"{root.name}.log"
     command = [sys.executable, "-m", "dropforge.serving", "--root", str(root), "--port", "0", "--replica", "r1"]
     with log.open("w") as written:
-        process = subprocess.Popen([*command, "--no-key", "--poll", "0.02", *options], stderr=written, text=True)
+        process = subprocess.Popen(
+            [*command, "--no-key", "--die-with-parent", "--poll", "0.02", *options], stderr=written, text=True
+        )
     os.sched_setaffinity(process.pid, cores)
     try:
         until = time.monotonic() + 60
