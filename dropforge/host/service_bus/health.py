@@ -40,7 +40,7 @@ class Reach:
 
     def failed(self, error: LinkError, asked_at: float | None = None) -> None:
         """It does not answer what was asked then, or no more."""
-        if self._is_old(asked_at) and not self._told:
+        if self._is_old(asked_at):
             return
         self._failed_at = self._now()
         starting = not self._was_well and self._now() - self._began < _STARTING_SECONDS

@@ -284,9 +284,10 @@ def test_what_was_asked_before_a_failure_is_no_news(caplog: pytest.LogCaptureFix
     reach.well(asked_at=10.0)
     now = 12.0
     reach.failed(Unreachable("it broke"), asked_at=10.0)
-    # An answer that was on its way.
+    # An answer that was on its way; and a link of before, which makes no later answer old.
     reach.well(asked_at=11.0)
     now = 13.0
+    reach.failed(Unreachable("it broke"), asked_at=10.0)
     with caplog.at_level(logging.INFO, HEALTH):
         reach.well(asked_at=12.5)
         # A link of before, which notices only now.
