@@ -266,7 +266,7 @@ def _insights(environment: Mapping[str, str]) -> str | None:
 
 
 def _workers(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text[:9]) > 256:
+    if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > 256:
         raise BadInput(f"setting DROPFORGE_SERVE_WORKERS is {text!r}; it must be a whole number from 0 to 256")
     return int(text)
 

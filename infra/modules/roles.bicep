@@ -157,7 +157,8 @@ resource serving 'Microsoft.Storage/storageAccounts/blobServices/containers@2024
 }
 
 // In `serving` a replica reads everything, writes below `replicas/` (its reports) and `logs/` (requests that are kept) alone,
-// and renames nothing: in a Data Lake a report that is renamed would become a desired state. Microsoft's page on what a condition on a path takes:
+// and renames nothing: in a Data Lake a report that is renamed would become a desired state. Microsoft's page on what a
+// condition on a path takes:
 // https://learn.microsoft.com/azure/storage/blobs/storage-auth-abac-security#blob-path
 var onlyReports = '''
 (

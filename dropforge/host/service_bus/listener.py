@@ -85,7 +85,7 @@ class Listener:
                 await asyncio.wait({self._stopped}, timeout=pause)
             pause, asked_at = 0.0, time.monotonic()
             try:
-                link = await self._open()
+                link = await self._open(asked_at)
             except NoSession:
                 self._health.well(asked_at)
             except LinkError as error:
@@ -100,9 +100,8 @@ class Listener:
             if self._pool.spare:
                 return
 
-    async def _open(self) -> Link | None:
-        """A link that can receive; None when the host stops first."""
-        asked_at = time.monotonic()
+    async def _open(self, asked_at: float) -> Link | None:
+        """A link that can receive, asked for now; None when the host stops first."""
         opening = asyncio.create_task(self._dialler.open())
         # Waiting for a session has no first answer.
         silence = _SILENCE_SECONDS if self._trigger.sessions else None
