@@ -9,9 +9,9 @@ from __future__ import annotations
 
 if __name__ == "__main__":
     # Before anything large is loaded.
-    from dropforge.serving.pages import start_again_with_large_pages
+    from dropforge.serving.allocator import start_again_for_models
 
-    start_again_with_large_pages()
+    start_again_for_models()
 
 import argparse
 import asyncio

@@ -6,11 +6,12 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from dropforge.domain.endpoints import Deployment
 from dropforge.serving.models import Model
@@ -20,8 +21,8 @@ MIB = 2**20
 # Of a model's file, until one of that name was loaded: what its session holds, and the bytes it is made from.
 FIRST_GUESS = 2.0
 SMI_SECONDS = 20
-# What models leave behind is handed back to the system when it is this much. The allocator's locks are held meanwhile, which
-# stops requests for milliseconds; less than this the next model takes up again anyway.
+# What models leave behind is handed back to the system when no later ones have taken this much of it up. The allocator's
+# locks are held meanwhile, which stops requests for milliseconds.
 TRIM_BYTES = 64 * MIB
 
 
@@ -50,6 +51,8 @@ class Budget:
         self._on_device, self._device = provider.on_gpu, provider.device
         self._models: WeakSet[Model] = WeakSet()
         self._lock = Lock()
+        # Bytes of models that are gone; and of those, and of others before them, what no later ones have taken up.
+        self._gone: deque[int] = deque()
         self._left_behind = 0
         self._growth: dict[str, float] = {}
 
@@ -91,14 +94,20 @@ class Budget:
             self._growth[model.deployment.model] = min(4.0, max(1.0, model.memory_bytes / file_bytes))
         with self._lock:
             self._models.add(model)
+            # Without the lock: it is told by whichever thread lets the last hold on the model go, in the middle of anything.
+            finalize(model, self._gone.append, model.memory_bytes)
+            self._left_behind = max(0, self._left_behind - model.memory_bytes)
 
     def let_go(self, clear: Callable[[], None]) -> None:
         """Let models go, on this thread: where nobody waits for the memory to be handed back."""
-        before = self.used_bytes()
         clear()
-        self._left_behind += max(0, before - self.used_bytes())
-        if self._left_behind >= TRIM_BYTES:
-            self._left_behind = 0
+        with self._lock:
+            while self._gone:
+                self._left_behind += self._gone.popleft()
+            is_much = self._left_behind >= TRIM_BYTES
+            if is_much:
+                self._left_behind = 0
+        if is_much:
             trim()
 
 

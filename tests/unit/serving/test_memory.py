@@ -16,20 +16,32 @@ from tests.unit.serving.onnx_models import deployment
 def kept(folder: Path, budget: Budget, size: int) -> list[Model]:
     model = load(deployment(folder, onnx_models.scaled(1.0), 1))
     budget.loaded(model, size, budget.before())
-    model.memory_bytes = size
+    assert model.memory_bytes == size
     return [model]
 
 
 def test_small_models_are_handed_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone, trimmed = list[int](), list[int]()
+    trimmed = list[int]()
     budget = Budget()
-    monkeypatch.setattr(memory, "trim", lambda: trimmed.append(len(gone)))
-    for number in range(1, 9):
-        models = kept(tmp_path, budget, TRIM_BYTES // 4)
-        gone.append(number)
+    monkeypatch.setattr(memory, "trim", lambda: trimmed.append(number))
+    models = [kept(tmp_path, budget, TRIM_BYTES // 4) for _ in range(9)]
+    for number, each in enumerate(models):
+        budget.let_go(each.clear)
+    assert (trimmed, budget.used_bytes()) == ([3, 7], 0)
+
+
+def test_what_the_next_model_takes_up_is_not_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = list[int]()
+    budget = Budget()
+    monkeypatch.setattr(memory, "trim", lambda: trimmed.append(number))
+    models = kept(tmp_path, budget, TRIM_BYTES // 2)
+    for number in range(20):
+        following = kept(tmp_path, budget, TRIM_BYTES // 2)
         budget.let_go(models.clear)
-        assert budget.used_bytes() == 0
-    assert trimmed == [4, 8]
+        models = following
+    assert not trimmed
+    budget.let_go(models.clear)
+    assert trimmed == [19]
 
 
 def test_a_large_model_is_handed_back_at_once_and_one_that_stays_is_not(
