@@ -26,22 +26,36 @@ SERVER, CLIENT = {CORES[0]}, {CORES[-1]}
 class Replica:
     """The process, its state folder and its port."""
 
-    def __init__(self, root: Path, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, root: Path, process: subprocess.Popen[str], port: int, log: Path) -> None:
         self.pid = process.pid
         self.port = port
+        self._root, self._log = root, log
         self.serving = LocalServing(root)
 
-    def publish(self, endpoint: str, revision: int, version: int, path: Path, sha256: str) -> None:
+    def publish(self, endpoint: str, revision: int, version: int, path: Path, sha256: str) -> float:
+        """When it was there to be seen, in seconds since 1970."""
         one = Deployment(endpoint, version, path.as_uri(), sha256, version, traffic=100)
         self.serving.publish(Desired(endpoint, revision, (one,), datetime.now(UTC)))
+        return (self._root / "desired" / f"{endpoint}.json").stat().st_ctime
+
+    def served_at(self, endpoint: str) -> dict[int, float]:
+        """When each revision began to answer, by the server's log, in seconds since 1970."""
+        told = re.finditer(
+            rf"(?m)^(\S+ \S+),(\d+) INFO {endpoint}: serving .* \(revision (\d+)\)$", self._log.read_text()
+        )
+        return {
+            int(n): datetime.fromisoformat(at).timestamp() + int(ms) / 1000 for at, ms, n in (m.groups() for m in told)
+        }
 
     def reached(self, endpoint: str, revision: int, seconds: float = 120) -> None:
         until = time.monotonic() + seconds
-        while not any(each.revision == revision for each in self.serving.observe(endpoint)):
-            found = [*self.serving.observe(endpoint)]
+        while True:
+            found = self.serving.observe(endpoint)
+            if any(each.revision == revision for each in found):
+                return
             if time.monotonic() > until or any(each.error for each in found):
                 raise AssertionError(f"{endpoint} did not reach revision {revision}: {found}")
-            time.sleep(0.005)
+            time.sleep(0.01)
 
     @property
     def cpu_seconds(self) -> float:
@@ -83,7 +97,7 @@ def started(root: Path, *options: str, cores: set[int] = SERVER) -> Iterator[Rep
             if process.poll() is not None or time.monotonic() > until:
                 raise AssertionError(log.read_text())
             time.sleep(0.02)
-        yield Replica(root, process, int(found[1]))
+        yield Replica(root, process, int(found[1]), log)
     finally:
         process.terminate()
         process.wait(60)
@@ -91,7 +105,9 @@ def started(root: Path, *options: str, cores: set[int] = SERVER) -> Iterator[Rep
 
 def asked(module: str, cores: set[int], **given: Any) -> dict[str, Any]:
     """What a module of this folder says to a JSON object, as a process on its cores."""
-    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", f"benchmarks.load.{module}"]
+    # However little the process that asks has of its core.
+    held = ["chrt", "--other", "0", "taskset", "-c", ",".join(map(str, cores))]
+    command = [*held, sys.executable, "-m", f"benchmarks.load.{module}"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
     if done.returncode:
         raise AssertionError(done.stderr)

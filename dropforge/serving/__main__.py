@@ -62,7 +62,7 @@ OTHER_FILES = 128
 SHUTDOWN_SECONDS = 30.0
 # And the copies that a candidate is run on.
 LANE_SECONDS = 1.0
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 # What `--log-requests` says where it is not given.
 LOG_REQUESTS = "DROPFORGE_SERVE_LOG_REQUESTS"
 

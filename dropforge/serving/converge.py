@@ -17,7 +17,7 @@ from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavaila
 from dropforge.serving import golden
 from dropforge.serving.memory import MIB, Budget, resident_bytes
 from dropforge.serving.models import APART_BYTES, Model, load
-from dropforge.serving.priority import IDLE, LONG, Aside, Neighbours, main_thread_times
+from dropforge.serving.priority import IDLE, LONG, Aside, Chores, Neighbours, times
 from dropforge.serving.provider import CPU, Provider
 from dropforge.serving.slots import Lineup, Slot, identity, line_up
 from dropforge.serving.source import Source
@@ -71,6 +71,7 @@ class Converger:
         self._idle_seconds = idle_seconds
         # One load at a time: the peak of memory is what serves plus one model.
         self._aside = Aside()
+        self._chores = Chores()
         self._neighbours = Neighbours()
 
     @property
@@ -102,6 +103,7 @@ class Converger:
             await self._forget(slot)
             for lane in slot.lineup.lanes if slot.lineup is not None else ():
                 lane.close()
+        self._chores.close()
 
     def find(self, endpoint: str) -> Slot:
         """The endpoint's slot. Raises `NotFound`."""
@@ -144,7 +146,7 @@ class Converger:
                 log.warning("cannot look for desired states: %r; going on with what serves", error)
             now = time.monotonic()
             if self._aside.niceness in (None, IDLE):
-                self._neighbours.look(now, *main_thread_times())
+                self._neighbours.look(now, times)
             else:
                 self._neighbours.skip()
             for slot in self.slots.values():
@@ -154,7 +156,7 @@ class Converger:
 
     async def _look(self) -> None:
         async with self._looking:
-            changes = await asyncio.to_thread(self._source.changes)
+            changes = await self._chore(self._source.changes)
         if self._first is None:
             self._first = {endpoint for endpoint, found in changes.items() if _is_to_load(found)}
         for endpoint, found in changes.items():
@@ -226,6 +228,8 @@ class Converger:
                 self.changing -= 1
                 # For those who are told already this is nothing.
                 _tell(waiting, NotFound(f"model {slot.endpoint!r} is no longer desired"))
+            # What was asked during the swap comes before what is told of it.
+            await asyncio.sleep(0)
             await self._report(slot)
 
     async def _swap(self, slot: Slot) -> None:
@@ -275,6 +279,9 @@ class Converger:
         models = slot.lineup.models if slot.lineup is not None else ()
         is_long = max((model.file_bytes for model in models), default=0) >= APART_BYTES
         return LONG if is_long else self._neighbours.niceness
+
+    async def _chore(self, work: Callable[..., T], *given: Any) -> T:
+        return await self._chores.run(self._neighbours.niceness, work, *given)
 
     async def _run_aside(self, slot: Slot, work: Callable[[], T]) -> T:
         return await self._aside.run(lambda: self._niceness(slot), work)
@@ -374,7 +381,7 @@ class Converger:
         await self._let_go(lineup.clear)
 
     async def _let_go(self, clear: Callable[[], None]) -> None:
-        await asyncio.to_thread(self._budget.let_go, clear)
+        await self._chore(self._budget.let_go, clear)
 
     def _fail(self, slot: Slot, error: Exception) -> None:
         slot.error = error.message if isinstance(error, DropforgeError) else repr(error)
@@ -399,7 +406,7 @@ class Converger:
             slot.reported_at, slot.told_of = time.monotonic(), slot.requests
             state = slot.state(self.replica, datetime.now(UTC), self.provider.name, resident_bytes() or None)
             try:
-                await asyncio.to_thread(self._source.report, state)
+                await self._chore(self._source.report, state)
             except (OSError, DropforgeError) as error:
                 log.warning("%s: cannot report: %s", slot.endpoint, error)
 
@@ -407,7 +414,7 @@ class Converger:
         async with self._reporting:
             if self.slots.get(slot.endpoint, slot) is slot:
                 try:
-                    await asyncio.to_thread(self._source.forget, slot.endpoint)
+                    await self._chore(self._source.forget, slot.endpoint)
                 except (OSError, DropforgeError) as error:
                     log.warning("%s: cannot take the report away: %s", slot.endpoint, error)
 

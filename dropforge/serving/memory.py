@@ -9,7 +9,6 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from threading import Lock
 from weakref import WeakSet, finalize
 
@@ -18,6 +17,7 @@ from dropforge.serving.models import Model
 from dropforge.serving.provider import CPU, Provider
 
 MIB = 2**20
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Of a model's file, until one of that name was loaded: what its session holds, and the bytes it is made from.
 FIRST_GUESS = 2.0
 SMI_SECONDS = 20
@@ -30,7 +30,8 @@ def resident_bytes() -> int:
     """Of this process; 0 where nobody tells."""
     if sys.platform != "linux":
         return 0
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/self/statm", "rb") as told:  # noqa: PTH123 - a path costs as much again, and the loop asks
+        return int(told.read().split()[1]) * PAGE_BYTES
 
 
 def free_device_bytes(device: int = 0) -> int | None:

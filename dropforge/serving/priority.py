@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 # for another process that wants its core, keeps everybody here waiting: at `IDLE` for up to a second, at `LONG` for 0.03 s, at
 # `BEHIND` hardly longer than that one's turn.
 IDLE, LONG, BEHIND = 20, 10, 5
-# Of its time, over so many seconds, what the main thread runs when requests need all of it that they can get; and what it then
-# waits for the core when another process wants that as well.
-BUSY, CROWDED, WINDOW_SECONDS = 0.3, 0.15, 0.25
+# Over so many seconds: of its time, what the main thread runs when requests need all of it that they can get, and what it then
+# waits for the core when another process wants that as well; and of the time of all cores, what others run who leave enough.
+BUSY, CROWDED, QUIET, WINDOW_SECONDS = 0.3, 0.15, 0.2, 0.25
 # Work that gives way altogether gets nothing of a core that is never free. After the first of these times the loop leaves it the
 # second, again and again after the third.
 PATIENCE_SECONDS, PAUSE_SECONDS, BETWEEN_SECONDS = 1.0, 0.002, 0.05
 
-_MAIN = Path("/proc/self/schedstat")
+_MAIN, _CORES = Path("/proc/self/schedstat"), Path("/proc/stat")
 
 
 def give_way(niceness: int) -> None:
@@ -38,32 +38,56 @@ def give_way(niceness: int) -> None:
         if niceness == IDLE:
             with suppress(OSError):
                 os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+                # Who was waiting for the core when this thread was like any other would wait for the end of its turn.
+                os.sched_yield()
                 return
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, min(niceness, 19))
+            os.sched_yield()
+
+
+class Times(NamedTuple):
+    """Seconds by now: that the main thread ran, and that it was ready to run and did not; that other processes ran on each core
+    this one may use, on average (None: nobody tells)."""
+
+    ran: float
+    waited: float
+    others: float | None
 
 
 class Neighbours:
-    """What the main thread had of its core lately: how far work beside it has to give way, and may."""
+    """Who had the core lately: how far work beside the main thread has to give way, and may."""
 
     def __init__(self) -> None:
         self.niceness = BEHIND
-        self._before: tuple[float, float, float] | None = None
+        self._before: tuple[float, Times] | None = None
 
-    def look(self, now: float, ran: float, waited: float) -> None:
-        """Once in a while: the time, and for how long the main thread has run and has waited to run by now, in seconds. Not
-        while work that is not `IDLE` is done, whose turns it waits for as well."""
+    def look(self, now: float, times: Callable[[], Times]) -> None:
+        """Once in a while: the time, and what tells the others. Not while work that is not `IDLE` is done, whose turns the main
+        thread waits for as well."""
         if self._before is None:
-            self._before = (now, ran, waited)
+            self._before = (now, times())
         elif (seconds := now - self._before[0]) >= WINDOW_SECONDS:
-            is_busy = ran - self._before[1] > BUSY * seconds
-            is_crowded = waited - self._before[2] > CROWDED * seconds
-            self.niceness = IDLE if is_busy and not is_crowded else BEHIND
-            self._before = (now, ran, waited)
+            before, after = self._before[1], times()
+            self._before = (now, after)
+            is_busy = after.ran - before.ran > BUSY * seconds
+            is_crowded = after.waited - before.waited > CROWDED * seconds
+            # A main thread that runs little and is woken often has its turns before others, so it tells nothing of them.
+            is_quiet = (
+                before.others is not None
+                and after.others is not None
+                and after.others - before.others < QUIET * seconds
+            )
+            self.niceness = IDLE if not is_crowded and (is_busy or is_quiet) else BEHIND
 
     def skip(self) -> None:
         """This time is not one to look at."""
         self._before = None
+
+
+def times() -> Times:
+    """Of this process, as the system tells it."""
+    return Times(*main_thread_times(), others_seconds())
 
 
 def main_thread_times(path: Path = _MAIN) -> tuple[float, float]:
@@ -75,6 +99,20 @@ def main_thread_times(path: Path = _MAIN) -> tuple[float, float]:
         ran, waited = path.read_text().split()[:2]
         return int(ran) / 1e9, int(waited) / 1e9
     return 0.0, 0.0
+
+
+def others_seconds(path: Path = _CORES) -> float | None:
+    """For how long other processes ran, by the cores that this one may use: their mean, in seconds. None where nobody tells.
+
+    https://docs.kernel.org/filesystems/proc.html#miscellaneous-kernel-statistics-in-proc-stat
+    """
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        found = [line.split() for line in path.read_text().splitlines() if line.partition(" ")[0] in cores]
+        # Programs, those that give way, and the system on behalf of both.
+        ran = sum(int(each) for line in found for each in line[1:4]) / os.sysconf("SC_CLK_TCK")
+        return (ran - time.process_time()) / len(found) if found else None
+    return None
 
 
 class Aside:
@@ -111,6 +149,25 @@ class Aside:
     def _ended(self) -> None:
         self.niceness = None
         self._free.release()
+
+
+class Chores:
+    """Short work beside the requests, several pieces at once, in threads that stay: some for each way to give way, for none
+    can take it back. They start when they are needed."""
+
+    def __init__(self, threads: int = 4) -> None:
+        self._pools = {
+            niceness: ThreadPoolExecutor(threads, "chore", partial(give_way, niceness)) for niceness in (BEHIND, IDLE)
+        }
+
+    async def run(self, niceness: int, work: Callable[..., T], *given: Any) -> T:
+        """What the work gives. `niceness`: `BEHIND` or `IDLE`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pools[niceness], work, *given)
+
+    def close(self) -> None:
+        """No further work; what has begun goes on."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False)
 
 
 async def _pauses() -> None:

@@ -186,11 +186,12 @@ class Slot:
         answering = self.lineup or self.rested
         loaded = answering.deployments if answering else ()
         revision = answering.revision if answering else 0
+        versions = {each.version for each in loaded}
         counted = {
             f"{what}_v{version}": str(number)
             for (_, version), counts in self.counts.items()
+            if version in versions
             for what, number in (("requests", counts.requests), ("failed", counts.failed))
-            if version in {each.version for each in loaded}
         }
         if self.lineup is None and self.absent is not None:
             counted["not_loaded"] = self.absent

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dropforge.serving.models import APART_BYTES, sha256_of
 from dropforge.serving.allocator import environment_for_models
+from dropforge.serving.models import APART_BYTES, sha256_of
 
 HUGE, ONE_HEAP = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=1"
 

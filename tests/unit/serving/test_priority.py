@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,14 @@ from dropforge.serving.priority import (
     CROWDED,
     IDLE,
     LONG,
+    QUIET,
     WINDOW_SECONDS,
     Aside,
     Neighbours,
+    Times,
     main_thread_times,
+    others_seconds,
+    times,
 )
 
 
@@ -109,16 +114,18 @@ def test_the_loop_pauses_for_work_that_would_never_get_a_full_core(
 
 
 class Core:
-    """What the main thread is told that it had of a core, look by look."""
+    """What is told of a core, look by look; the shares of the time."""
 
     def __init__(self) -> None:
         self.neighbours = Neighbours()
-        self.now, self.ran, self.waited = 100.0, 5.0, 1.0
+        self.now, self.told = 100.0, Times(5.0, 1.0, 7.0)
 
-    def goes_on(self, seconds: float, ran: float, waited: float) -> int:
-        """`ran` and `waited`: shares of the time."""
-        self.now, self.ran, self.waited = self.now + seconds, self.ran + ran * seconds, self.waited + waited * seconds
-        self.neighbours.look(self.now, self.ran, self.waited)
+    def goes_on(self, seconds: float, ran: float, waited: float, others: float | None = 0.5) -> int:
+        self.now += seconds
+        told = self.told
+        told = Times(told.ran + ran * seconds, told.waited + waited * seconds, told.others)
+        self.told = told._replace(others=None if others is None else (told.others or 0) + others * seconds)
+        self.neighbours.look(self.now, lambda: self.told)
         return self.neighbours.niceness
 
 
@@ -130,6 +137,18 @@ def test_work_gives_way_altogether_where_requests_need_the_core_and_nobody_else_
     assert core.goes_on(1, BUSY * 0.9, CROWDED * 0.9) == BEHIND
     assert core.goes_on(1, BUSY * 1.1, CROWDED * 0.9) == IDLE
     assert core.goes_on(1, BUSY * 1.1, CROWDED * 1.1) == BEHIND
+
+
+def test_work_gives_way_altogether_where_others_leave_the_cores_free() -> None:
+    core = Core()
+    core.goes_on(1, 0, 0)
+    assert core.goes_on(1, 0, 0, QUIET * 0.9) == IDLE
+    assert core.goes_on(1, 0, 0, QUIET * 1.1) == BEHIND
+    assert core.goes_on(1, 0, 0, QUIET * 0.9) == IDLE
+    assert core.goes_on(1, 0, CROWDED * 1.1, QUIET * 0.9) == BEHIND
+    assert core.goes_on(1, 0, 0, None) == BEHIND
+    assert core.goes_on(1, 0, 0, 0) == BEHIND, "there was nothing to compare with"
+    assert core.goes_on(1, 0, 0, 0) == IDLE
 
 
 def test_a_moment_says_nothing_and_moments_add_up() -> None:
@@ -146,6 +165,25 @@ def test_what_was_before_a_time_that_does_not_count_does_not_count() -> None:
     core.neighbours.skip()
     assert core.goes_on(1, 1, 0) == BEHIND
     assert core.goes_on(1, 1, 0) == IDLE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells")
+def test_what_others_had_of_the_cores_is_what_the_kernel_says(tmp_path: Path) -> None:
+    one, *_ = cores = sorted(os.sched_getaffinity(0))
+    told = tmp_path / "stat"
+    tick = os.sysconf("SC_CLK_TCK")
+    lines = [f"cpu{each} {100 * tick} {20 * tick} {3 * tick} 9999999 77 88 99 0 0 0" for each in cores]
+    told.write_text("\n".join(["cpu  1 1 1", *lines, f"cpu{max(cores) + 1} 1000000000 0 0 0", "intr 5 1"]) + "\n")
+    ours = time.process_time() / len(cores)
+    found = others_seconds(told)
+    assert found is not None
+    assert 123 - ours - 1 < found <= 123 - ours
+    told.write_text(f"cpu{one} x\n")
+    assert others_seconds(told) is others_seconds(tmp_path / "nothing") is None
+    told.write_text("cpu  1 1 1\n")
+    assert others_seconds(told) is None
+    now = times()
+    assert now.others is not None
 
 
 def test_what_the_main_thread_had_is_what_the_kernel_says(tmp_path: Path) -> None:
