@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dropforge.adapters.local.atomic import remove_stale, whole_file
+from dropforge.adapters.local.atomic import locked, remove_stale, whole_file
 from dropforge.domain.errors import BadInput, Unavailable
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+# Tells a file's size and its pieces.
+Fetch = Callable[[], tuple[int, Iterator[bytes]]]
+
 
 class Cache:
-    """At most `limit_bytes` of model files in a folder of its own, the ones used last; what serves always stays, so that a
-    replica that is started again, or rolled back, has it at hand. Used by one thread."""
+    """At most `limit_bytes` of model files in a folder, the ones used last; what serves always stays, so that a replica that
+    is started again, or rolled back, has it at hand. All replicas of this machine may share the folder: a file is fetched by
+    one of them, and stays while it serves in any. Used by one thread of each."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         try:
@@ -29,35 +34,57 @@ class Cache:
             ) from error
         self._folder = folder
         self._limit_bytes = limit_bytes
+        # By their sha256 the open files of what serves here. Each is locked as shared: whoever makes room sees that, and
+        # when this process ends, however it does, the locks go with it.
+        self._held: dict[str, int] = {}
 
-    def file(self, sha256: str, fetch: Callable[[], tuple[int, Iterator[bytes]]], keep: Collection[str]) -> Path:
-        """The file with those bytes; when it is not here, `fetch` tells its size and its pieces. `keep`: what serves.
+    def file(self, sha256: str, fetch: Fetch, keep: Collection[str]) -> Path:
+        """The file with those bytes; it is fetched when it is not here. `keep`: what serves.
         Raises `BadInput` for other bytes, `Unavailable` when they cannot be kept, and what `fetch` raises."""
         sha256 = sha256.lower()
         if not _SHA256.fullmatch(sha256):
             raise BadInput(f"sha256 {sha256[:80]!r} of a model is not 64 hex digits; publish the one of its file")
+        serves = {each.lower() for each in keep} | {sha256}
+        for gone in self._held.keys() - serves:
+            os.close(self._held.pop(gone))
         path = self._folder / f"{sha256}.onnx"
         try:
-            if self._holds(path, sha256):
-                os.utime(path)
-            else:
-                self._take(path, sha256, fetch, keep)
+            # By its first digit: who wants the same file waits for it, and hardly anybody else.
+            with locked(self._folder / f".{sha256[0]}.lock"):
+                if not self._hold(path, sha256, known=False):
+                    self._take(path, sha256, fetch, serves)
+                    self._hold(path, sha256, known=True)
         except OSError as error:
             raise Unavailable(f"cannot keep the model file {path}: {error.strerror or error}") from error
         return path
 
-    def _holds(self, path: Path, sha256: str) -> bool:
+    def close(self) -> None:
+        """Nothing serves here any more."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def _hold(self, path: Path, sha256: str, *, known: bool) -> bool:
+        """Let nobody remove the file from here on; False when it is not here. `known`: it has those bytes."""
+        if sha256 in self._held:
+            os.close(self._held.pop(sha256))
         try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+            file = path.open("rb")
         except FileNotFoundError:
             return False
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            # It may have been removed before it was locked.
+            if not os.fstat(file.fileno()).st_nlink:
+                return False
+            if not known and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return False
+            os.utime(path)
+            self._held[sha256] = os.dup(file.fileno())
+        return True
 
-    def _take(
-        self, path: Path, sha256: str, fetch: Callable[[], tuple[int, Iterator[bytes]]], keep: Collection[str]
-    ) -> None:
+    def _take(self, path: Path, sha256: str, fetch: Fetch, serves: Collection[str]) -> None:
         size, pieces = fetch()
-        self._make_room(size, {each.lower() for each in keep} | {sha256})
+        self._make_room(size, serves)
         digest, taken = hashlib.sha256(), 0
         with whole_file(path, durable=False) as writer:
             for piece in pieces:
@@ -67,14 +94,33 @@ class Cache:
             if digest.hexdigest() != sha256:
                 raise BadInput(f"the model fetched ({taken} bytes): wanted sha256 {sha256}, found {digest.hexdigest()}")
 
-    def _make_room(self, size: int, keep: Collection[str]) -> None:
+    def _make_room(self, size: int, serves: Collection[str]) -> None:
         """Let the ones go that were used longest ago, until `size` more fit or nothing may go."""
-        held = sorted((path.stat().st_mtime_ns, path) for path in self._folder.glob("*.onnx"))
-        total = size + sum(path.stat().st_size for _, path in held)
-        for _, path in held:
+        found = sorted(_aged(self._folder.glob("*.onnx")))
+        total = size + sum(each for _, each, _ in found)
+        for _, each, path in found:
             if total <= self._limit_bytes:
                 return
-            if path.stem not in keep:
-                total -= path.stat().st_size
-                with suppress(FileNotFoundError):
-                    path.unlink()
+            if path.stem not in serves and _removed(path):
+                total -= each
+
+
+def _aged(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
+    """When each was used last, its size, and the path."""
+    for path in paths:
+        # Others remove files as well.
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            yield status.st_mtime_ns, status.st_size, path
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file that serves nowhere."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if os.fstat(file.fileno()).st_nlink:
+            path.unlink()
+    return True

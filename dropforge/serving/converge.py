@@ -17,7 +17,7 @@ from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavaila
 from dropforge.serving import golden
 from dropforge.serving.memory import MIB, Budget, resident_bytes
 from dropforge.serving.models import APART_BYTES, Model, load
-from dropforge.serving.priority import IDLE, LONG, Aside, Chores, Neighbours, times
+from dropforge.serving.priority import IDLE, LONG, Aside, Neighbours, times
 from dropforge.serving.provider import CPU, Provider
 from dropforge.serving.slots import Lineup, Slot, identity, line_up
 from dropforge.serving.source import Source
@@ -71,7 +71,6 @@ class Converger:
         self._idle_seconds = idle_seconds
         # One load at a time: the peak of memory is what serves plus one model.
         self._aside = Aside()
-        self._chores = Chores()
         self._neighbours = Neighbours()
 
     @property
@@ -103,7 +102,6 @@ class Converger:
             await self._forget(slot)
             for lane in slot.lineup.lanes if slot.lineup is not None else ():
                 lane.close()
-        self._chores.close()
 
     def find(self, endpoint: str) -> Slot:
         """The endpoint's slot. Raises `NotFound`."""
@@ -156,7 +154,7 @@ class Converger:
 
     async def _look(self) -> None:
         async with self._looking:
-            changes = await self._chore(self._source.changes)
+            changes = await asyncio.to_thread(self._source.changes)
         if self._first is None:
             self._first = {endpoint for endpoint, found in changes.items() if _is_to_load(found)}
         for endpoint, found in changes.items():
@@ -280,9 +278,6 @@ class Converger:
         is_long = max((model.file_bytes for model in models), default=0) >= APART_BYTES
         return LONG if is_long else self._neighbours.niceness
 
-    async def _chore(self, work: Callable[..., T], *given: Any) -> T:
-        return await self._chores.run(self._neighbours.niceness, work, *given)
-
     async def _run_aside(self, slot: Slot, work: Callable[[], T]) -> T:
         return await self._aside.run(lambda: self._niceness(slot), work)
 
@@ -381,7 +376,7 @@ class Converger:
         await self._let_go(lineup.clear)
 
     async def _let_go(self, clear: Callable[[], None]) -> None:
-        await self._chore(self._budget.let_go, clear)
+        await asyncio.to_thread(self._budget.let_go, clear)
 
     def _fail(self, slot: Slot, error: Exception) -> None:
         slot.error = error.message if isinstance(error, DropforgeError) else repr(error)
@@ -406,7 +401,7 @@ class Converger:
             slot.reported_at, slot.told_of = time.monotonic(), slot.requests
             state = slot.state(self.replica, datetime.now(UTC), self.provider.name, resident_bytes() or None)
             try:
-                await self._chore(self._source.report, state)
+                await asyncio.to_thread(self._source.report, state)
             except (OSError, DropforgeError) as error:
                 log.warning("%s: cannot report: %s", slot.endpoint, error)
 
@@ -414,7 +409,7 @@ class Converger:
         async with self._reporting:
             if self.slots.get(slot.endpoint, slot) is slot:
                 try:
-                    await self._chore(self._source.forget, slot.endpoint)
+                    await asyncio.to_thread(self._source.forget, slot.endpoint)
                 except (OSError, DropforgeError) as error:
                     log.warning("%s: cannot take the report away: %s", slot.endpoint, error)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -149,25 +149,6 @@ class Aside:
     def _ended(self) -> None:
         self.niceness = None
         self._free.release()
-
-
-class Chores:
-    """Short work beside the requests, several pieces at once, in threads that stay: some for each way to give way, for none
-    can take it back. They start when they are needed."""
-
-    def __init__(self, threads: int = 4) -> None:
-        self._pools = {
-            niceness: ThreadPoolExecutor(threads, "chore", partial(give_way, niceness)) for niceness in (BEHIND, IDLE)
-        }
-
-    async def run(self, niceness: int, work: Callable[..., T], *given: Any) -> T:
-        """What the work gives. `niceness`: `BEHIND` or `IDLE`."""
-        return await asyncio.get_running_loop().run_in_executor(self._pools[niceness], work, *given)
-
-    def close(self) -> None:
-        """No further work; what has begun goes on."""
-        for pool in self._pools.values():
-            pool.shutdown(wait=False)
 
 
 async def _pauses() -> None:

@@ -145,16 +145,16 @@ def open_source(root: str | Path, replica: str, environment: Mapping[str, str] =
     place = str(root)
     if place and not place.startswith(("https://", "http://")):
         return Folder(Path(place), replica)
-    cache = Cache(_cache_folder(replica, environment), _cache_bytes(environment))
+    cache = Cache(_cache_folder(environment), _cache_bytes(environment))
     # Only here: who serves from a folder loads no Azure SDK.
     from dropforge.serving.blobs import open_blobs
 
     return open_blobs(place, replica, cache, environment)
 
 
-def _cache_folder(replica: str, environment: Mapping[str, str]) -> Path:
+def _cache_folder(environment: Mapping[str, str]) -> Path:
     named = environment.get("DROPFORGE_SERVE_CACHE")
-    return Path(named or Path(tempfile.gettempdir()) / f"dropforge-models-{os.getuid()}") / replica
+    return Path(named or Path(tempfile.gettempdir()) / f"dropforge-models-{os.getuid()}")
 
 
 def _cache_bytes(environment: Mapping[str, str]) -> int:

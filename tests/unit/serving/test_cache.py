@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -26,7 +30,7 @@ def nothing() -> tuple[int, Iterator[bytes]]:
 
 
 def held(folder: Path) -> set[bytes]:
-    return {path.read_bytes() for path in folder.iterdir()}
+    return {path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
 def test_a_file_is_fetched_once(tmp_path: Path) -> None:
@@ -77,6 +81,68 @@ def test_a_file_that_is_used_again_is_young_again(tmp_path: Path) -> None:
     cache.file(sha256(b"one"), nothing, ())
     cache.file(sha256(b"new"), pieces(b"new"), ())
     assert held(tmp_path) == {b"one", b"new"}
+
+
+# ---------------------------------------------------------------------------------------------- several replicas
+def test_what_serves_in_another_replica_stays_until_it_serves_there_no_more(tmp_path: Path) -> None:
+    ours, theirs = Cache(tmp_path, 4), Cache(tmp_path, 4)
+    theirs.file(sha256(b"one"), pieces(b"one"), ())
+    ours.file(sha256(b"two"), pieces(b"two"), ())
+    assert held(tmp_path) == {b"one", b"two"}
+    # It serves something else, and has no other use for the first.
+    theirs.file(sha256(b"two"), nothing, ())
+    ours.file(sha256(b"new"), pieces(b"new"), ())
+    assert held(tmp_path) == {b"two", b"new"}
+    theirs.close()
+    ours.file(sha256(b"own"), pieces(b"own"), ())
+    assert held(tmp_path) == {b"own"}
+
+
+def test_what_is_kept_here_stays_when_another_makes_room(tmp_path: Path) -> None:
+    ours, theirs = Cache(tmp_path, 4), Cache(tmp_path, 4)
+    ours.file(sha256(b"one"), pieces(b"one"), ())
+    ours.file(sha256(b"two"), pieces(b"two"), [sha256(b"one")])
+    theirs.file(sha256(b"new"), pieces(b"new"), ())
+    assert held(tmp_path) == {b"one", b"two", b"new"}
+
+
+def test_a_file_is_fetched_by_one_replica_and_the_others_wait_for_it(tmp_path: Path) -> None:
+    fetching, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        fetching.set()
+        assert go_on.wait(10)
+        yield b"abcd"
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(Cache(tmp_path, 100).file, sha256(b"abcd"), lambda: (4, slow()), ())
+        assert fetching.wait(10)
+        others = [pool.submit(Cache(tmp_path, 100).file, sha256(b"abcd"), nothing, ()) for _ in range(3)]
+        assert not wait(others, timeout=0.05).done
+        go_on.set()
+        assert {each.result(10) for each in others} == {first.result(10)}
+
+
+def test_a_replica_that_is_killed_holds_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from dropforge.serving.cache import Cache;"
+        "cache = Cache(Path(sys.argv[1]), 4); cache.file(sys.argv[2], lambda: (3, iter([b'one'])), ());"
+        "print('serves', flush=True);"
+        "cache.file(sys.argv[3], lambda: (3, (time.sleep(60) or b'' for _ in range(1))), [sys.argv[2]])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), sha256(b"one"), sha256(b"two")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "serves\n"
+            ours = Cache(tmp_path, 4)
+            ours.file(sha256(b"new"), pieces(b"new"), ())
+            assert b"one" in held(tmp_path)
+        finally:
+            process.kill()
+    # It was fetching this one, and served the other.
+    ours.file(sha256(b"two"), pieces(b"two"), [sha256(b"new")])
+    assert held(tmp_path) - {b""} == {b"new", b"two"}
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "ab" * 31, "zz" * 32])
