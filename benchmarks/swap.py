@@ -11,7 +11,8 @@ core, whoever asks it another. The last line is one JSON object:
     p99_ratio                      the median of the turns
     swap_ms                        from a swap that is asked for to the first answers of the new model, the median
     resident_slope_bytes           of the process for each swap from the 100th on, by least squares, and
-    resident_slope_low, _high      its interval of 95 % confidence
+    resident_slope_low, _high      its interval of 95 % confidence, which allows for readings that hang together
+    resident_low_mb, _high_mb      the least and the most of these readings
     large_worst_ms, large_failed   of the requests while the large model is swapped
 """
 
@@ -79,14 +80,21 @@ def p99(took: list[float]) -> float:
 
 
 def slope(values: list[int]) -> tuple[float, float]:
-    """By least squares, and half the width of its interval of 95 % confidence."""
-    if len(values) < 3:
+    """By least squares, and half the width of its interval of 95 % confidence.
+
+    A reading is nearly that before it, and large pages make steps of 2 MiB of it: the interval is that of Newey and West
+    (Econometrica 55, 703, 1987), which does not take readings that hang together over a tenth of the series for independent.
+    """
+    if len(values) < 30:
         return 0.0, math.inf
     x = np.arange(len(values)) - (len(values) - 1) / 2
     y = np.array(values, float)
     found = float((x * y).sum() / (x * x).sum())
-    left = y - y.mean() - found * x
-    return found, float(1.96 * math.sqrt((left * left).sum() / (len(values) - 2) / (x * x).sum()))
+    parts = x * (y - y.mean() - found * x)
+    lags = len(values) // 10
+    together = [(1 - lag / (lags + 1)) * (parts[:-lag] * parts[lag:]).sum() for lag in range(1, lags + 1)]
+    variance = max(0.0, float((parts * parts).sum() + 2 * sum(together)))
+    return found, 1.96 * math.sqrt(variance) / float((x * x).sum())
 
 
 def measure(folder: Path, swaps: int, large: bool) -> dict[str, float]:
@@ -130,7 +138,8 @@ def turns(replica: Replica, answers: list[bytes], files: list[tuple[Path, str]],
         pairs.append((p99(heard[0]["took_us"]), p99(heard[1]["took_us"])))
         print(f"{len(asked_at):5} swaps, p99 {pairs[-1][0]:.0f} us with and {pairs[-1][1]:.0f} us without", flush=True)
     served_at = replica.served_at("mlp")
-    found, half = slope(resident[min(100, len(resident) // 2) :])
+    settled = resident[min(100, len(resident) // 2) :]
+    found, half = slope(settled)
     return {
         "swaps": len(asked_at),
         "answers": answered,
@@ -143,6 +152,8 @@ def turns(replica: Replica, answers: list[bytes], files: list[tuple[Path, str]],
         "resident_slope_bytes": found,
         "resident_slope_low": found - half,
         "resident_slope_high": found + half,
+        "resident_low_mb": min(settled) / 1e6,
+        "resident_high_mb": max(settled) / 1e6,
     }
 
 
