@@ -116,7 +116,8 @@ def _aged(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
 
 def _removed(path: Path) -> bool:
     """Remove a file that serves nowhere."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    # To be written, as network file systems want it of a file that is locked alone.
+    with suppress(FileNotFoundError), path.open("r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -143,10 +143,6 @@ class Converger:
             except Exception as error:  # noqa: BLE001 - whatever the store does, the requests must go on
                 log.warning("cannot look for desired states: %r; going on with what serves", error)
             now = time.monotonic()
-            if self._aside.niceness in (None, IDLE):
-                self._neighbours.look(now, times)
-            else:
-                self._neighbours.skip()
             for slot in self.slots.values():
                 if slot.previous and slot.previous_until < now:
                     self._drop_previous(slot)
@@ -154,11 +150,19 @@ class Converger:
 
     async def _look(self) -> None:
         async with self._looking:
-            changes = await asyncio.to_thread(self._source.changes)
+            changes = await asyncio.to_thread(self._look_around)
         if self._first is None:
             self._first = {endpoint for endpoint, found in changes.items() if _is_to_load(found)}
         for endpoint, found in changes.items():
             self._take(endpoint, found)
+
+    def _look_around(self) -> dict[str, Desired | DropforgeError | None]:
+        """Who wants the cores, and what changed. Not on the loop: on a large machine the first alone takes a millisecond."""
+        if self._aside.niceness in (None, IDLE):
+            self._neighbours.look(time.monotonic(), times)
+        else:
+            self._neighbours.skip()
+        return self._source.changes()
 
     def _take(self, endpoint: str, found: Desired | DropforgeError | None) -> None:
         if found is None:
