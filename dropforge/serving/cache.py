@@ -58,15 +58,8 @@ class Cache:
             raise Unavailable(f"cannot keep the model file {path}: {error.strerror or error}") from error
         return path
 
-    def close(self) -> None:
-        """Nothing serves here any more."""
-        while self._held:
-            os.close(self._held.popitem()[1])
-
     def _hold(self, path: Path, sha256: str, *, known: bool) -> bool:
         """Let nobody remove the file from here on; False when it is not here. `known`: it has those bytes."""
-        if sha256 in self._held:
-            os.close(self._held.pop(sha256))
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -79,6 +72,9 @@ class Cache:
             if not known and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return False
             os.utime(path)
+            # Only now, so that it is never free for others to remove.
+            if sha256 in self._held:
+                os.close(self._held[sha256])
             self._held[sha256] = os.dup(file.fileno())
         return True
 

@@ -62,13 +62,13 @@ class Neighbours:
         self.niceness = BEHIND
         self._before: tuple[float, Times] | None = None
 
-    def look(self, now: float, times: Callable[[], Times]) -> None:
+    def look(self, now: float, tell: Callable[[], Times]) -> None:
         """Once in a while: the time, and what tells the others. Not while work that is not `IDLE` is done, whose turns the main
         thread waits for as well."""
         if self._before is None:
-            self._before = (now, times())
+            self._before = (now, tell())
         elif (seconds := now - self._before[0]) >= WINDOW_SECONDS:
-            before, after = self._before[1], times()
+            before, after = self._before[1], tell()
             self._before = (now, after)
             is_busy = after.ran - before.ran > BUSY * seconds
             is_crowded = after.waited - before.waited > CROWDED * seconds
@@ -106,7 +106,7 @@ def others_seconds(path: Path = _CORES) -> float | None:
 
     https://docs.kernel.org/filesystems/proc.html#miscellaneous-kernel-statistics-in-proc-stat
     """
-    with suppress(OSError, ValueError, IndexError, AttributeError):
+    with suppress(OSError, ValueError, AttributeError):
         cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         found = [line.split() for line in path.read_text().splitlines() if line.partition(" ")[0] in cores]
         # Programs, those that give way, and the system on behalf of both.

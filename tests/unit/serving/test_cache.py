@@ -93,9 +93,6 @@ def test_what_serves_in_another_replica_stays_until_it_serves_there_no_more(tmp_
     theirs.file(sha256(b"two"), nothing, ())
     ours.file(sha256(b"new"), pieces(b"new"), ())
     assert held(tmp_path) == {b"two", b"new"}
-    theirs.close()
-    ours.file(sha256(b"own"), pieces(b"own"), ())
-    assert held(tmp_path) == {b"own"}
 
 
 def test_what_is_kept_here_stays_when_another_makes_room(tmp_path: Path) -> None:
