@@ -82,10 +82,10 @@ class Pipe:
 
     def _answer(self) -> bytes:
         while (end := self._rest.find(b"\r\n\r\n")) < 0:
-            self._rest += self._socket.recv(1 << 20)
+            self._rest += self._socket.recv(1 << 16)
         length = int(re.search(rb"Content-Length: (\d+)", self._rest[:end])[1])  # type: ignore[index]
         while len(self._rest) < end + 4 + length:
-            self._rest += self._socket.recv(1 << 20)
+            self._rest += self._socket.recv(1 << 16)
         answer, self._rest = self._rest[: end + 4 + length], self._rest[end + 4 + length :]
         assert answer.startswith(b"HTTP/1.1 200 "), answer
         return answer
