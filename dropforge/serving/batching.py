@@ -279,11 +279,21 @@ class Batcher:
                 f"{queue.waiting} requests to {queue.model} wait already, the limit is {queue.room(self.limit)}; try again"
             )
         if self.bytes + size > self.limit_bytes and queue.bytes:
-            raise TooBusy(f"requests of {self.bytes} bytes wait already, the limit is {self.limit_bytes}; try again")
+            raise self._too_many_bytes()
 
-    def hold(self, size: int) -> None:
-        """So many bytes of a request are here that is not put yet; negative: no more."""
+    def hold(self, size: int, *, is_only: bool = False) -> None:
+        """So many bytes of a request are here that is not put yet; `is_only`: its models have nothing else to do. Raises
+        `TooBusy`."""
+        if self.bytes and self.bytes + size > self.limit_bytes and not is_only:
+            raise self._too_many_bytes()
         self.bytes += size
+
+    def release(self, size: int) -> None:
+        """They are here no more, or are put now."""
+        self.bytes -= size
+
+    def _too_many_bytes(self) -> TooBusy:
+        return TooBusy(f"requests of {self.bytes} bytes wait already, the limit is {self.limit_bytes}; try again")
 
     def put(self, queue: Queue, job: Job) -> None:
         """Run the job in this turn of the loop, or as soon as its model is free. Without room it is answered with `TooBusy`."""
@@ -333,15 +343,29 @@ class Batcher:
                 queue.ran_here(len(jobs), rows, size, spent, counted)
                 self._finish(queue, jobs, size, answers, touched, spent)
             else:
-                queue.busy = True
-                future = self._loop.run_in_executor(self._pool, _timed, jobs)
-                future.add_done_callback(partial(self._ran, queue, jobs, rows, size))
+                self._run_in_thread(queue, jobs, rows, size, touched)
             if not queue.busy:
                 self._again(queue)
         for connection in touched:
             connection.flush()
         if not self.waiting:
             self.rest()
+
+    def _run_in_thread(self, queue: Queue, jobs: list[Job], rows: int, size: int, touched: set[Sender]) -> None:
+        """Without a thread the jobs are refused: the system may start no more of them now."""
+        try:
+            future = self._loop.run_in_executor(self._pool, _timed, jobs)
+        except RuntimeError as error:
+            log.warning("%s: no thread for a batch of %d requests: %s", queue.model, len(jobs), error)
+            # The pool has kept the list all the same, for a thread that will be free: it is to find nobody in it.
+            refused = jobs.copy()
+            jobs.clear()
+            answers: list[Answer] = [TooBusy(f"no thread is free to ask {queue.model}; try again")] * len(refused)
+            _write(refused, answers)
+            self._finish(queue, refused, size, answers, touched)
+            return
+        queue.busy = True
+        future.add_done_callback(partial(self._ran, queue, jobs, rows, size))
 
     def _again(self, queue: Queue) -> None:
         if queue.jobs:

@@ -20,15 +20,15 @@ class Arriving:
         self.bytes = 0
         self.limit = limit
 
-    def add(self, body: Sized | Chunks, size: int) -> None:
-        """So many more of a body. Raises `HeadRefused` when they are too many."""
+    def add(self, size: int, held: int) -> None:
+        """So many more of a body, `held` in all. Raises `HeadRefused` when they are too many."""
         self.bytes += size
-        if self.bytes > self.limit and len(body.data) > LARGE_BYTES:
+        if self.bytes > self.limit and held > LARGE_BYTES:
             raise HeadRefused(503, "too many large bodies are arriving; try again")
 
-    def remove(self, body: Sized | Chunks) -> None:
-        """It is whole, or will never be."""
-        self.bytes -= len(body.data)
+    def remove(self, held: int) -> None:
+        """A body is whole, or will never be."""
+        self.bytes -= held
 
 
 class Sized:
@@ -49,7 +49,7 @@ class Sized:
         missing = self._size - len(self.data)
         end = min(at + missing, len(data))
         self.data += data if end - at == len(data) else memoryview(data)[at:end]
-        arriving.add(self, end - at)
+        arriving.add(end - at, len(self.data))
         return end
 
 
@@ -77,7 +77,7 @@ class Chunks:
                 end = min(at + self._missing, size)
                 self.data += memoryview(data)[at:end]
                 self._missing -= end - at
-                arriving.add(self, end - at)
+                arriving.add(end - at, len(self.data))
                 at = end
                 continue
             line, at = self._next_line(data, at)

@@ -269,6 +269,7 @@ class Connection(asyncio.Protocol):
                         # What is left of the body is not worth reading: the connection ends with this answer.
                         self._refuse(refusal, out)
                     else:
+                        self.deadline = self._all.idle_until
                         self._say(refusal, out)
                         self._over = not head.keep_alive
                         if self._owed and len(self._owed) >= MAX_OWED:
@@ -317,7 +318,7 @@ class Connection(asyncio.Protocol):
         head, body = self._head, self._body
         assert head is not None and body is not None
         self._head = self._body = None
-        self._all.arriving.remove(body)
+        self._all.arriving.remove(len(body.data))
         self._answer(head, bytes(body.data), out)
 
     def _answer(self, head: Head[Any], body: bytes, out: list[bytes]) -> None:
@@ -411,7 +412,7 @@ class Connection(asyncio.Protocol):
     def _drop(self) -> None:
         """Forget what has been read of a request."""
         if self._body is not None:
-            self._all.arriving.remove(self._body)
+            self._all.arriving.remove(len(self._body.data))
         self._kept, self._searched, self._head, self._body = b"", 0, None, None
 
     def _end_if_done(self) -> None:

@@ -178,7 +178,7 @@ class Codec:
                 request = _large_request(rest)
                 if bytes(request.rows) == mark:
                     return self._asked(request, self._feeds_in_pieces(rows), len(body))
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 # Another list follows the rows, or something is wrong, which is told below.
                 pass
         try:
@@ -297,13 +297,13 @@ class Codec:
         return Ask(feeds, plan.rows, plan.wanted, plan.id, plan.timeout_seconds, len(body))
 
     def _planned(self, request: InferenceRequest, body: bytes, header_bytes: int) -> _Binary | None:
-        """Where everything lies; None for a request whose inputs must be read one by one (strings, or some in JSON)."""
+        """Where everything lies; None for a request whose inputs must be read one by one (strings, BOOL, or some in JSON)."""
         given = self._given(request.inputs or [])
         sizes: dict[str, int] = {}
         places, offset = {}, 0
         for found in request.inputs or []:
             size = _binary_size(found)
-            if size is None or self._by_name[found.name].kind.dtype.kind == "O":
+            if size is None or not self._by_name[found.name].kind.any_bytes:
                 return None
             places[found.name] = (offset, size)
             offset += size
@@ -453,7 +453,7 @@ def _timeout(parameters: dict[str, Any] | None) -> float | None:
     given = parameters.get("timeout") if parameters else None
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**63:
         raise BadInput(f"parameter `timeout` is {given!r}; it must be a whole number of microseconds")
     return given / 1e6 if given else None
 

@@ -229,10 +229,11 @@ class Server:
         try:
             return handler(head, body, owe)
         except DropforgeError as error:
-            return self._failed(head.route.endpoint, error)
+            data = self._failed(head.route.endpoint, error)
         except Exception:
             log.exception("%s %s", head.method, head.path)
-            return self.error(500, "internal error; the server's log tells more", head.route.endpoint)
+            data = self.error(500, "internal error; the server's log tells more", head.route.endpoint)
+        return bodiless(data) if head.method == "HEAD" else data
 
     def error(self, status: int, message: str, endpoint: str = "", **headers: str) -> bytes:
         self.count_refused(endpoint, status)
@@ -328,6 +329,7 @@ class Server:
         if self._batcher.waiting >= FEW_JOBS:
             self.check_room(lineup)
         if len(body) > INLINE_BYTES and lineup.models[0].codec.takes_long(route.header_bytes):
+            self._batcher.hold(len(body), is_only=not lineup.in_flight)
             self._read_elsewhere(slot, lineup, route, body, owe(), began)
             return None
         model = lineup.only
@@ -369,22 +371,21 @@ class Server:
         self._batcher.put(lineup.queues[id(model)], job)
 
     async def read_elsewhere(self, size: int, read: Callable[..., T], *given: Any) -> T:
-        """What `read` makes of a body of so many bytes, in a thread: it would hold the loop up."""
+        """What `read` makes of a body of so many bytes, in a thread: it would hold the loop up. Raises `TooBusy`."""
         self._batcher.hold(size)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._readers, read, *given)
         finally:
-            self._batcher.hold(-size)
+            self._batcher.release(size)
 
     def _read_elsewhere(self, slot: Slot, lineup: Lineup, route: Route, body: bytes, owed: Owed, began: float) -> None:
-        """Read a large body in a thread, then go on here."""
+        """Read a large body, which is held, in a thread, then go on here."""
         lineup.in_flight += 1
-        self._batcher.hold(len(body))
         future = asyncio.get_running_loop().run_in_executor(self._readers, _read, lineup, route, body)
 
         def go_on(done: asyncio.Future[tuple[Model, Ask]]) -> None:
             lineup.in_flight -= 1
-            self._batcher.hold(-len(body))
+            self._batcher.release(len(body))
             try:
                 model, ask = done.result()
             except Exception as error:  # noqa: BLE001 - whatever it was, this request is answered

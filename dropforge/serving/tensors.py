@@ -34,6 +34,11 @@ class Kind:
     dtype: np.dtype[Any]
     python: Any
 
+    @property
+    def any_bytes(self) -> bool:
+        """Whether any bytes, of the right number, are values of it."""
+        return self.dtype.kind not in "Ob"
+
 
 # By the names onnxruntime gives them. A JSON null is a NaN: JSON has no other word for it, and a missing value is an
 # everyday thing in a table.
@@ -93,7 +98,7 @@ class Tensor:
             if len(view) > large.LARGE_BYTES:
                 return self._in_pieces(shape, view, depth)
             values = _decoder(self.kind, depth).decode(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadInput(
                 f"input {self.name!r} of shape {list(shape)} wants {self._wanted} in `data`: {error}"
             ) from error
@@ -193,6 +198,9 @@ def read_binary(tensor: Tensor, shape: Sequence[int], data: memoryview) -> Array
     count = math.prod(shape)
     if tensor.kind.dtype.kind != "O":
         tensor.check_size(shape, len(data))
+        if tensor.kind.dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+            # In memory it would be neither true nor false.
+            raise BadInput(f"input {tensor.name!r} of BOOL{list(shape)} wants bytes that are 0 or 1, found others")
         return np.frombuffer(data, tensor.kind.dtype, count).reshape(shape)
     texts: list[str] = []
     at, end = 0, len(data)

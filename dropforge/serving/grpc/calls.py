@@ -11,9 +11,11 @@ NOTHING = memoryview(b"")
 
 
 class Head(Protocol):
-    """What the app made of a call's headers. `streaming`: it is handed what comes as it comes, not all at the end."""
+    """What the app made of a call's headers. `streaming`: it is handed what comes as it comes, not all at the end;
+    `message_bytes`: what comes otherwise is no longer than that."""
 
     streaming: bool
+    message_bytes: int
 
 
 class App(Protocol):
@@ -31,8 +33,8 @@ class App(Protocol):
     def look(self, call: Call, now: float) -> None:
         """Called once a second for every call that is not answered: it may be late, or watch something."""
 
-    def too_large(self, call: Call, size: int) -> None:
-        """The call wants to send so many bytes, which is above the limit; it must be answered."""
+    def fail(self, call: Call, error: Exception) -> None:
+        """What the call sends cannot be taken; it must be answered."""
 
 
 class Line(Protocol):

@@ -17,6 +17,7 @@ from typing import Any
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
+from dropforge.domain.errors import Unavailable
 from dropforge.serving.grpc import frames
 from dropforge.serving.grpc.calls import App, Call
 from dropforge.serving.grpc.frames import (
@@ -33,7 +34,9 @@ from dropforge.serving.grpc.frames import (
     WITH_PRIORITY,
     Broken,
 )
+from dropforge.serving.grpc.messages import too_large
 from dropforge.serving.grpc.sending import MOST_FRAME, Patience, Sending
+from dropforge.serving.heads import HeadRefused
 from dropforge.serving.http1 import Connections
 
 MAX_CALLS = 1024
@@ -303,26 +306,43 @@ class Connection(asyncio.Protocol):
         call.pieces.append(payload)
         call.received += len(payload)
         self._held += len(payload)
-        limit, wanted = self._all.limits.body_bytes, call.received
+        try:
+            self._all.arriving.add(len(payload), call.received)
+        except HeadRefused as error:
+            self._app.fail(call, Unavailable(error.message))
+            return
+        limit, wanted = self._limit(call), call.received
         if wanted >= 5:
             # The message says how long it is, before it is there.
             if len(call.pieces[0]) < 5:
                 call.pieces = [b"".join(call.pieces)]
             wanted = max(wanted, int.from_bytes(call.pieces[0][1:5], "big") + 5)
-        if wanted > limit + 5 or self._held > 2 * limit:
-            self._app.too_large(call, wanted - 5)
+        if wanted > limit + 5:
+            self._app.fail(call, too_large(wanted - 5, limit))
+        elif self._held > 2 * self._all.limits.body_bytes:
+            self._app.fail(call, Unavailable("too many large messages are arriving on this connection; try again"))
 
     def _end(self, call: Call, payload: bytes) -> None:
         """The client has sent all it wants to."""
         call.ended = True
         if call.pieces:
-            self._held -= call.received
             payload = b"".join((*call.pieces, payload))
-            call.pieces = []
-        if len(payload) > self._all.limits.body_bytes + 5:
-            self._app.too_large(call, len(payload) - 5)
+            self._let_go(call)
+        if len(payload) > self._limit(call) + 5:
+            self._app.fail(call, too_large(len(payload) - 5, self._limit(call)))
         else:
             self._app.answer(call, payload, True)
+
+    def _limit(self, call: Call) -> int:
+        limit: int = min(self._all.limits.body_bytes, call.head.message_bytes)
+        return limit
+
+    def _let_go(self, call: Call) -> None:
+        """The pieces of its message are held no more."""
+        if call.pieces:
+            self._held -= call.received
+            self._all.arriving.remove(call.received)
+            call.pieces = []
 
     def _take_room(self, call: Call | None, size: int) -> None:
         """Account for data, and tell of room again where half of it is used up: no client can send beyond it. How much of
@@ -359,14 +379,21 @@ class Connection(asyncio.Protocol):
         _size(not payload if flags & ACK else len(payload) % 6 == 0, "a setting has 6 bytes")
         if flags & ACK:
             return
+        window = None
         for name, value in struct.iter_unpack(">HI", payload):
+            self._patience.spend()
             if name == frames.INITIAL_WINDOW_SIZE:
-                self._sending.resize(list(self._calls.values()), value)
+                if value > MAX_WINDOW:
+                    raise Broken(frames.FLOW_CONTROL_ERROR, "a window is larger than 2^31-1")
+                window = value
             elif name == frames.MAX_FRAME_SIZE:
                 _rule(MAX_FRAME <= value < 2**24, "MAX_FRAME_SIZE is from 2^14 to 2^24-1")
                 self._sending.frame_bytes = min(value, MOST_FRAME)
             elif name == frames.ENABLE_PUSH:
                 _rule(value < 2, "ENABLE_PUSH is 0 or 1")
+        if window is not None:
+            # Once, however often it is set in this frame: all calls are looked at.
+            self._sending.resize(list(self._calls.values()), window)
         self._ready = True
         self._sending.out.append(frames.frame(frames.SETTINGS, ACK, 0))
 
@@ -424,9 +451,7 @@ class Connection(asyncio.Protocol):
         call.gone = True
         if self._calls.pop(call.id, None) is None:
             return
-        if call.pieces:
-            self._held -= call.received
-            call.pieces = []
+        self._let_go(call)
         self._sending.forget(call)
         if not self._calls:
             self.deadline = self._all.clock() + self._all.limits.idle_seconds

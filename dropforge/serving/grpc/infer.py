@@ -154,7 +154,7 @@ def parameters(given: Mapping[str, Message]) -> dict[str, Any]:
 def _planned(data: bytes, request: Message, model: Model, ask: Ask) -> Plan | None:
     raws = request.raw_input_contents
     # An id is another one each time.
-    if not raws or request.id or any(tensor.kind.dtype.kind == "O" for tensor in model.inputs):
+    if not raws or request.id or not all(tensor.kind.any_bytes for tensor in model.inputs):
         return None
     # Where the values lie, if they are the last that the message holds.
     places, at = [], len(data)

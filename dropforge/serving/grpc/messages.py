@@ -17,6 +17,12 @@ class TooLarge(DropforgeError):
     http_status = 413
 
 
+def too_large(size: int, limit: int) -> TooLarge:
+    return TooLarge(
+        f"a message of {size} bytes is above the limit of {limit} bytes for this call; send less in one, as fewer rows"
+    )
+
+
 def prefixed(message: bytes) -> bytes:
     """The message as it is sent, not compressed."""
     return b"\0" + len(message).to_bytes(4, "big") + message
@@ -25,9 +31,7 @@ def prefixed(message: bytes) -> bytes:
 def whole(data: bytes, encoding: str, kind: Message, limit: int) -> Message:
     """The one message that these bytes are. Raises `BadInput` and `TooLarge`."""
     if len(data) > limit + PREFIX_BYTES:
-        raise TooLarge(
-            f"a message of {len(data)} bytes is above the limit of {limit} bytes; send fewer rows per request"
-        )
+        raise too_large(len(data) - PREFIX_BYTES, limit)
     if len(data) < PREFIX_BYTES or int.from_bytes(data[1:PREFIX_BYTES], "big") != len(data) - PREFIX_BYTES:
         begun = f" that begin {data[:PREFIX_BYTES].hex()}" if data else ""
         raise BadInput(f"wanted one message behind its length in {PREFIX_BYTES} bytes; found {len(data)} bytes{begun}")
@@ -54,7 +58,9 @@ def _decompressed(content: bytes, encoding: str, limit: int) -> bytes:
     except zlib.error as error:
         raise BadInput(f"a message is not compressed as {encoding}: {error}") from error
     if len(plain) > limit:
-        raise TooLarge(f"a compressed message holds more than the limit of {limit} bytes; send fewer rows per request")
+        raise TooLarge(
+            f"a compressed message holds more than the limit of {limit} bytes for this call; send less in one"
+        )
     if not reader.eof:
         raise BadInput(f"a message compressed as {encoding} is not whole")
     return plain

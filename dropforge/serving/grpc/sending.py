@@ -131,8 +131,6 @@ class Sending:
 
     def resize(self, calls: list[Call], size: int) -> None:
         """The client takes so many bytes on each call (RFC 9113, 6.9.2). Raises `Broken`."""
-        if size > MAX_WINDOW:
-            raise Broken(frames.FLOW_CONTROL_ERROR, "a window is larger than 2^31-1")
         for call in calls:
             call.window += size - self.call_window
             if call.window > MAX_WINDOW:

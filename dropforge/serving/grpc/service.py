@@ -21,7 +21,7 @@ from dropforge.serving.callers import NOBODY, REQUEST_ID, Caller, caller_of
 from dropforge.serving.grpc import frames, infer, messages
 from dropforge.serving.grpc.calls import Call, Headers
 from dropforge.serving.grpc.http2 import Connection
-from dropforge.serving.grpc.messages import ENCODINGS, PREFIX_BYTES, TooLarge, prefixed
+from dropforge.serving.grpc.messages import ENCODINGS, PREFIX_BYTES, prefixed
 from dropforge.serving.grpc.schema import Message, Method, Schema, read_schema
 from dropforge.serving.grpc.status import CODES, ONLY, TRAILERS, failed
 from dropforge.serving.http1 import Connections, Limits
@@ -33,7 +33,8 @@ from dropforge.serving.slots import Lineup, Slot
 
 log = logging.getLogger(__name__)
 
-STREAM_BYTES = 64 * 1024
+# Of a message to any method but the one that infers.
+SMALL_BYTES = 64 * 1024
 TIMEOUT = re.compile(r"[0-9]{1,8}[HMSmun]")
 UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -52,6 +53,7 @@ class Head:
     handler: Handler
     path: str = ""
     streaming: bool = False
+    message_bytes: int = SMALL_BYTES
     method: Method | None = None
     timeout_seconds: float | None = None
     encoding: str = "identity"
@@ -169,6 +171,8 @@ class Service:
         else:
             head.method, head.handler, _ = route
             head.streaming = head.method.name == "ServerReflectionInfo"
+            if head.method.name == "ModelInfer":
+                head.message_bytes = self._limits.body_bytes
             head.timeout_seconds = int(timeout[:-1]) * UNITS[timeout[-1]] if timeout is not None else None
             head.caller = caller_of(head.headers.get)
             head.until = verdict.until
@@ -196,26 +200,19 @@ class Service:
         try:
             call.head.handler(call, data, ended)
         except Exception as error:  # noqa: BLE001 - one call's misfortune is not the others'
-            self._fail(call, error)
-
-    def too_large(self, call: Call, size: int) -> None:
-        limit = self._limits.body_bytes
-        self._fail(
-            call,
-            TooLarge(f"a message of {size} bytes is above the limit of {limit} bytes; send fewer rows per request"),
-        )
+            self.fail(call, error)
 
     def look(self, call: Call, now: float) -> None:
         head: Head = call.head
         waited = now - call.began
         if head.timeout_seconds is not None and waited > head.timeout_seconds:
-            self._fail(call, Late(f"not answered within the call's timeout of {head.timeout_seconds:g} seconds"))
+            self.fail(call, Late(f"not answered within the call's timeout of {head.timeout_seconds:g} seconds"))
         elif not call.ended and not head.streaming and waited > self._limits.body_seconds:
-            self._fail(call, Late(f"the message did not arrive within {self._limits.body_seconds:g} seconds"))
+            self.fail(call, Late(f"the message did not arrive within {self._limits.body_seconds:g} seconds"))
         elif isinstance(call.state, _Stream) and call.state.watched is not None:
             self._tell(call, call.state)
 
-    def _fail(self, call: Call, error: Exception) -> None:
+    def fail(self, call: Call, error: Exception) -> None:
         if not isinstance(error, DropforgeError):
             log.error("%s", call.head.method, exc_info=error)
             error = DropforgeError("internal error; the server's log tells more")
@@ -225,7 +222,7 @@ class Service:
 
     def _message(self, call: Call, data: bytes, kind: Message) -> Message:
         """The one message of a call. Raises `BadInput` and `TooLarge`."""
-        return messages.whole(data, call.head.encoding, kind, self._limits.body_bytes)
+        return messages.whole(data, call.head.encoding, kind, call.head.message_bytes)
 
     def _plain(self, method: Method, handler: Callable[[Message, Message], dict[str, str] | None]) -> Handler:
         """A method with one message in and one out, both at hand."""
@@ -248,7 +245,7 @@ class Service:
             try:
                 await work
             except Exception as error:  # noqa: BLE001 - as in `answer`
-                self._fail(call, error)
+                self.fail(call, error)
             call.connection.flush()
 
         task = asyncio.create_task(guarded())
@@ -272,7 +269,8 @@ class Service:
                 self._put(call, slot, lineup, model, plan.ask(data), len(data))
                 return
         server.check_room()
-        if len(data) > INLINE_BYTES:
+        # Nobody knows how long a compressed one is.
+        if len(data) > INLINE_BYTES or data[:1] == b"\1":
             self._start(call, self._infer_large(call, data))
             return
         request = self._message(call, data, self._request)
@@ -283,8 +281,8 @@ class Service:
         self._put(call, slot, lineup, model, ask, len(data))
 
     async def _infer_large(self, call: Call, data: bytes) -> None:
-        elsewhere, size = self._server.read_elsewhere, len(data)
-        request = await elsewhere(size, self._message, call, data, self._request)
+        elsewhere = self._server.read_elsewhere
+        request, size = await elsewhere(len(data), self._measured, call, data)
         call.state = request.model_name
         slot, lineup, model = self._chosen(call, request)
         lineup.in_flight += 1
@@ -294,6 +292,11 @@ class Service:
         finally:
             lineup.in_flight -= 1
         self._put(call, slot, lineup, model, ask, size)
+
+    def _measured(self, call: Call, data: bytes) -> tuple[Message, int]:
+        """The message, and how long it is when it is not compressed."""
+        request = self._message(call, data, self._request)
+        return request, request.ByteSize() if data[0] else len(data)
 
     def _chosen(self, call: Call, request: Message) -> tuple[Slot, Lineup, Model]:
         slot, lineup = self._server.find(request.model_name)
@@ -431,11 +434,15 @@ class Service:
         method: Method = call.head.method
         while len(stream.data) >= PREFIX_BYTES:
             end = PREFIX_BYTES + int.from_bytes(stream.data[1:PREFIX_BYTES], "big")
-            if end > STREAM_BYTES:
-                raise TooLarge(f"a request of {end} bytes to reflection is above the limit of {STREAM_BYTES} bytes")
+            if len(call.rest) > SMALL_BYTES:
+                # Asks on and on, and takes no answers.
+                call.connection.reset(call, frames.ENHANCE_YOUR_CALM)
+                return
+            if end > SMALL_BYTES:
+                raise messages.too_large(end, SMALL_BYTES)
             if len(stream.data) < end:
                 break
-            request = messages.parsed(stream.data[:end], call.head.encoding, method.request, STREAM_BYTES)
+            request = messages.parsed(stream.data[:end], call.head.encoding, method.request, SMALL_BYTES)
             stream.data = stream.data[end:]
             call.connection.send(call, ONLY, prefixed(self._described(request, method.response()).SerializeToString()))
         if ended:

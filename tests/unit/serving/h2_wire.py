@@ -127,11 +127,18 @@ class Clock:
 
 
 class Client:
-    """One connection and both its ends, without a socket. `wide`: it takes any number of bytes."""
+    """One connection and both its ends, without a socket. `wide`: it takes any number of bytes; `among`: others."""
 
-    def __init__(self, app: App | Callable[[], Connection], limits: Limits | None = None, *, wide: bool = True) -> None:
+    def __init__(
+        self,
+        app: App | Callable[[], Connection],
+        limits: Limits | None = None,
+        *,
+        wide: bool = True,
+        among: Connections | None = None,
+    ) -> None:
         self.clock = Clock()
-        self.connections = Connections(limits or Limits(), clock=self.clock)
+        self.connections = among or Connections(limits or Limits(), clock=self.clock)
         self.transport = Transport()
         self.connection = Connection(app, self.connections)  # type: ignore[arg-type]
         self.connection.connection_made(self.transport)  # type: ignore[arg-type]
@@ -172,13 +179,14 @@ class Echo:
     def __init__(self, *, later: bool = False, answer: bytes | None = None) -> None:
         self.heads: list[list[tuple[bytes, bytes]]] = []
         self.calls: list[Any] = []
-        self.sizes: list[int] = []
+        self.errors: list[Exception] = []
         self.looked = 0
         self._later = later
         self._answer = answer
 
     class Head:
         streaming = False
+        message_bytes = 2**31
 
     def head(self, headers: list[tuple[bytes, bytes]]) -> Head:
         self.heads.append(headers)
@@ -198,6 +206,6 @@ class Echo:
     def look(self, call: Any, now: float) -> None:
         self.looked += 1
 
-    def too_large(self, call: Any, size: int) -> None:
-        self.sizes.append(size)
+    def fail(self, call: Any, error: Exception) -> None:
+        self.errors.append(error)
         call.fail(frames.STATUS_200 + frames.block([("grpc-status", "8")]))

@@ -137,6 +137,17 @@ class Each:
 NOBODY = Each(lambda job, answer: None)
 
 
+class Full(ThreadPoolExecutor):
+    """Threads of a process that may have no more of them, until `threads` says so."""
+
+    threads = False
+
+    def _adjust_thread_count(self) -> None:
+        if not self.threads:
+            raise RuntimeError("can't start new thread")
+        super()._adjust_thread_count()  # type: ignore[misc]
+
+
 class Rig:
     """A batcher on the running loop, and what became of each job."""
 
@@ -419,6 +430,25 @@ def test_the_bytes_that_wait_are_bounded_and_one_model_leaves_room_for_another()
         assert list(rig.answers) == [1, 3]
         go.set()
         await rig.all_done()
+
+    in_loop(scenario)
+
+
+def test_who_is_to_be_answered_by_a_thread_that_cannot_be_started_is_refused_and_the_next_is_not() -> None:
+    async def scenario() -> None:
+        rig, session, spots = Rig(), Session(), [Spot(), Spot(), Spot()]
+        queue, pool = Queue(model_of(session)), Full(2, "infer")
+        rig.batcher._pool = rig.pool = pool
+        for spot in spots[:2]:
+            rig.put(queue, spot=spot, write=lambda job, answer: b"no" if isinstance(answer, TooBusy) else b"yes")
+        await rig.all_done()
+        pool.threads = True
+        rig.put(queue, spot=spots[2], write=lambda job, answer: b"yes")
+        await rig.all_done()
+        assert [(spot.given, spot.connection.flushed) for spot in spots] == [(b"no", 1), (b"no", 1), (b"yes", 1)]
+        # What the pool kept of the first two is run for nobody.
+        pool.shutdown()
+        assert session.ran == [(1, 2)]
 
     in_loop(scenario)
 

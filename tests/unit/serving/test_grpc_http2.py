@@ -8,6 +8,7 @@ import struct
 import pytest
 from hpack import Encoder
 
+from dropforge.serving import bodies
 from dropforge.serving.grpc import frames, http2
 from dropforge.serving.grpc.frames import (
     ACK,
@@ -26,7 +27,7 @@ from dropforge.serving.grpc.frames import (
     WINDOW_UPDATE,
     WITH_PRIORITY,
 )
-from dropforge.serving.http1 import Limits
+from dropforge.serving.http1 import Connections, Limits
 from tests.unit.serving.h2_wire import Client, Echo, asks, named, split
 
 BLOCK = frames.block(named())
@@ -318,7 +319,9 @@ def test_a_message_above_the_limit_is_refused_by_its_length_alone() -> None:
     client.feed(frames.frame(HEADERS, END_HEADERS, 1, BLOCK))
     client.frame(DATA, 0, 1, b"\0\0\0")
     client.frame(DATA, 0, 1, b"\x04\x00")
-    assert app.sizes == [1024]
+    assert [str(each) for each in app.errors] == [
+        "a message of 1024 bytes is above the limit of 1000 bytes for this call; send less in one, as fewer rows"
+    ]
     assert client.answers[1].status == 8
     assert client.resets() == {1: frames.NO_ERROR}
     # What was under way is read over.
@@ -333,9 +336,50 @@ def test_all_messages_of_a_connection_together_are_bounded() -> None:
     for stream in range(1, 41, 2):
         client.feed(frames.frame(HEADERS, END_HEADERS, stream, BLOCK))
         client.frame(DATA, 0, stream, b"\0\0\0\x80\0" + b"x" * 10_000)
-    assert len(app.sizes) == 11
+    assert len(app.errors) == 11
     assert [each.status for each in client.answers.values()] == [8] * 11
     assert client.goodbye is None
+
+
+def test_all_messages_of_all_connections_together_are_bounded_and_small_ones_come_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bodies, "LARGE_BYTES", 1000)
+    among = Connections(Limits(arriving_bytes=30_000))
+    begun = frames.frame(HEADERS, END_HEADERS, 1, BLOCK) + frames.frame(DATA, 0, 1, b"\0\0\0\x80\0" + b"x" * 9995)
+    apps = [Echo() for _ in range(4)]
+    clients = [Client(app, among=among) for app in apps]
+    for each in clients:
+        each.feed(begun)
+    assert [len(app.errors) for app in apps] == [0, 0, 0, 1]
+    assert "too many large bodies" in str(apps[3].errors[0])
+    clients[3].feed(frames.frame(HEADERS, END_HEADERS, 3, BLOCK))
+    clients[3].frame(DATA, 0, 3, MESSAGE[:3])
+    clients[3].frame(DATA, END_STREAM, 3, MESSAGE[3:])
+    assert clients[3].answers[3].data == MESSAGE
+    # Whole, reset, and lost with its connection.
+    clients[0].frame(DATA, END_STREAM, 1, b"x" * (0x8000 - 9995))
+    clients[1].frame(RST_STREAM, 0, 1, bytes(4))
+    clients[2].connection.connection_lost(None)
+    assert among.arriving.bytes == 0
+
+
+def test_settings_are_paid_for_one_by_one() -> None:
+    one = struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, 70_000)
+    client = Client(Echo())
+    client.frame(SETTINGS, 0, 0, one * 2_000)
+    assert client.goodbye is not None and client.goodbye.code == frames.ENHANCE_YOUR_CALM
+
+
+def test_of_several_windows_in_a_frame_the_last_counts() -> None:
+    client = Client(Echo(answer=b"x" * 100), wide=False)
+    client.feed(asks(1, MESSAGE))
+    sizes = [struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, size) for size in (10, 5_000, 30)]
+    client.frame(SETTINGS, 0, 0, b"".join(sizes))
+    client.feed(asks(3, MESSAGE))
+    assert (len(client.answers[1].data), len(client.answers[3].data)) == (100, 30)
+    client.frame(SETTINGS, 0, 0, struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, 2**31))
+    assert client.goodbye is not None and client.goodbye.code == frames.FLOW_CONTROL_ERROR
 
 
 def test_calls_at_once_are_bounded() -> None:

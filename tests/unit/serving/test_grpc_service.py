@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import struct
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -293,6 +294,46 @@ def test_a_message_above_the_limit_is_refused(tmp_path: Path) -> None:
     plays(scenario)
 
 
+def test_of_a_message_that_asks_for_no_inference_little_is_taken(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        check = "/grpc.health.v1.Health/Check"
+        async with door(tmp_path, key="secret") as client:
+            plain = METHODS[check].request(service="a" * 70_000).SerializeToString()
+            client.feed(asks(1, b"", check)[: -frames.HEAD_BYTES])
+            # By its length alone.
+            client.frame(frames.DATA, 0, 1, b"\0" + len(plain).to_bytes(4, "big"))
+            assert client.answers[1].status == 8
+            assert "above the limit of 65536 bytes" in client.answers[1].message
+            packed = gzip.compress(plain)
+            client.feed(asks(3, b"\x01" + len(packed).to_bytes(4, "big") + packed, check, grpc_encoding="gzip"))
+            assert client.answers[3].status == 8
+
+    plays(scenario)
+
+
+def test_compressed_messages_are_not_unpacked_where_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as client:
+            packed = gzip.compress(asked({"x": np.zeros((10_000, 3), np.float32)}).SerializeToString())
+            assert len(packed) < 1000
+            held: list[int] = []
+            hold = client.server._batcher.hold
+
+            def heard(size: int, **how: bool) -> None:
+                held.append(size)
+                hold(size, **how)
+
+            monkeypatch.setattr(client.server._batcher, "hold", heard)
+            answer = await client.infer(b"\x01" + len(packed).to_bytes(4, "big") + packed, grpc_encoding="gzip")
+            assert answer.status == 0
+            # First as what came, then as what it is.
+            assert held[0] < 1100 and held[1] > 120_000
+
+    plays(scenario)
+
+
 def test_compressed_messages_are_read(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with door(tmp_path) as client:
@@ -510,6 +551,23 @@ def test_reflection_tells_what_is_spoken(tmp_path: Path, version: str) -> None:
             assert [each.error_response.error_code for each in found[3:]] == [5, 5]
             client.feed(asks(3, b"\0\0\xff\0\0", method.path) + asks(5, b"\0\0", method.path))
             assert (client.answers[3].status, client.answers[5].status) == (8, 3)
+
+    plays(scenario)
+
+
+def test_who_asks_for_reflection_on_and_on_and_takes_no_answer_is_cut_off(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with door(tmp_path) as client:
+            client.frame(frames.SETTINGS, 0, 0, struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, 0))
+            method = METHODS["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"]
+            one = prefixed(method.request(file_by_filename="inference.proto").SerializeToString())
+            client.feed(asks(1, b"", method.path)[: -frames.HEAD_BYTES])
+            client.frame(frames.DATA, 0, 1, one * 7)
+            assert client.resets() == {}
+            client.frame(frames.DATA, 0, 1, one * 700)
+            assert client.resets() == {1: frames.ENHANCE_YOUR_CALM}
+            client.feed(asks(3, b"", OURS + "ServerLive"))
+            assert client.answers[3].ended
 
     plays(scenario)
 

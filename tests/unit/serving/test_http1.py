@@ -270,6 +270,14 @@ def test_an_idle_connection_is_closed_without_a_word() -> None:
     assert dialogue.statuses == [200, 200]
 
 
+def test_a_connection_that_is_refused_what_it_asks_for_is_not_idle() -> None:
+    dialogue = Dialogue(Limits(idle_seconds=60, head_seconds=5))
+    for _ in range(3):
+        assert dialogue.send(get("/none")).wait(59).is_open
+    assert dialogue.statuses == [404] * 3
+    assert not dialogue.wait(4).is_open
+
+
 def test_a_connection_without_a_request_is_not_waited_for_as_long() -> None:
     dialogue = Dialogue(Limits(idle_seconds=60, head_seconds=5))
     assert dialogue.wait(5).is_open

@@ -251,6 +251,38 @@ def test_a_timeout_is_in_microseconds_and_none_is_none(doubled: Model) -> None:
     assert timeout(b',"parameters":{"timeout":1500}') == 0.0015
     assert timeout(b',"parameters":{"timeout":0}') is None
     assert timeout(b',"parameters":{}') is None
+    for wrong in (b"-1", b"true", b"1.5", b"9223372036854775808", b"1" + b"0" * 400):
+        with pytest.raises(BadInput, match="must be a whole number of microseconds"):
+            timeout(b',"parameters":{"timeout":%b}' % wrong)
+
+
+def test_a_bool_is_a_byte_that_is_0_or_1(tmp_path: Path) -> None:
+    model = load(onnx_models.deployment(tmp_path, onnx_models.echo("BOOL")))
+    header = {"name": "x", "shape": [1, 2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}}
+    body = msgspec.json.encode({"inputs": [header]})
+    for _ in range(2):
+        assert model.codec.read(body + b"\1\0", len(body)).feeds["x"].tolist() == [[True, False]]
+        with pytest.raises(BadInput, match=r"of BOOL\[1, 2\] wants bytes that are 0 or 1"):
+            model.codec.read(body + b"\1\2", len(body))
+
+
+@pytest.mark.parametrize("blanks", [0, 300_000])
+def test_a_body_that_is_no_unicode_or_too_deep_is_refused(tmp_path: Path, blanks: int) -> None:
+    model = load(onnx_models.deployment(tmp_path, onnx_models.columns()))
+    tensor = b'{"inputs":[{"name":"origin","shape":[1,1],"datatype":"BYTES","data":["\xff"]}'
+    others = [
+        b'{"name":"distance","shape":[1,1],"datatype":"FP32","data":[1]}',
+        b'{"name":"seats","shape":[1,1],"datatype":"INT64","data":[1]}',
+        b'{"name":"late","shape":[1],"datatype":"BOOL","data":[true]}',
+    ]
+    for body in (
+        b",".join((tensor, *others)) + b"]}",
+        b'{"rows":[{"origin":"\xff"}]}',
+        b'{"rows":[{"origin":"E"}],"id":"\xff"}',
+        b'{"rows":[' + b"[" * 150_000 + b"]" * 150_000 + b"]}",
+    ):
+        with pytest.raises(BadInput):
+            model.codec.read(body + b" " * blanks)
 
 
 def binary(size: object = 12, shape: object = (1, 3), data: bytes = b"\0" * 12, **more: Any) -> tuple[bytes, int]:

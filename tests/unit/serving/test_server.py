@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import pytest
 
 from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
 from dropforge.domain.errors import DropforgeError, Unavailable
+from dropforge.serving import server as server_module
 from dropforge.serving.access_log import AccessLog
+from dropforge.serving.batching import Batcher
 from dropforge.serving.converge import Converger
 from dropforge.serving.http1 import Connection, Connections, Limits
 from dropforge.serving.models import fetch_file
@@ -237,6 +240,53 @@ def test_an_endpoint_taken_away_while_it_loads_is_not_served(tmp_path: Path) -> 
             async with client.post(URL, json=REQUEST) as response:
                 assert response.status == 404
             assert store.reports == {}
+
+    asyncio.run(scenario())
+
+
+def test_what_a_head_asks_for_is_answered_without_a_body_also_where_it_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store) as client:
+            await until(lambda: "flights" in store.reports)
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+            for path in ("/v2/models/nope/ready", "/v2/models/flights/versions/9", "/v2/models/nope/config", "/nope"):
+                writer.write(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 404 ") and b"Content-Length: 0\r\n" not in head
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(scenario())
+
+
+def test_large_bodies_that_wait_to_be_read_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, goes_on = server_module._read, threading.Event()
+
+    def patient(*given: Any) -> Any:
+        goes_on.wait(30)
+        return read(*given)
+
+    monkeypatch.setattr(server_module, "_read", patient)
+    monkeypatch.setattr(server_module, "Batcher", partial(Batcher, waiting_bytes=250_000))
+    body = json.dumps(REQUEST).encode() + b" " * 100_000
+
+    async def scenario() -> None:
+        store = Store()
+        store.want("flights", 1, deployment(tmp_path, onnx_models.scaled(1), 1))
+        async with serving(store) as client:
+            await until(lambda: "flights" in store.reports)
+            asked = [asyncio.ensure_future(client.post(URL, data=body)) for _ in range(3)]
+            (refused,), taken = await asyncio.wait(asked, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+            assert refused.result().status == 429
+            assert "wait already" in (await refused.result().json())["error"]
+            goes_on.set()
+            assert [(await each).status for each in taken] == [200, 200]
+            async with client.post(URL, data=body) as answer:
+                assert answer.status == 200
 
     asyncio.run(scenario())
 
