@@ -65,7 +65,7 @@ class MirrorCounts:
         self.dropped[why] = self.dropped.get(why, 0) + 1
 
     def add(self, seconds: float, difference: Difference | None) -> None:
-        """A copy was run; `difference` is None when the model failed."""
+        """A copy was run; `difference` is None when the model failed, or its answer cannot be compared."""
         self.counts.add(seconds, difference is None)
         if difference is not None:
             self.disagreed += difference.disagrees
@@ -160,12 +160,14 @@ class Lane:
                         self._thread = None
                         return
                 continue
-            for start in range(0, len(taken), BATCH):
-                if not self._closed:
-                    self._run(taken[start : start + BATCH])
-            with self._lock:
-                self._waiting -= len(taken)
-                self._bytes -= sum(_size(job) for job, _ in taken)
+            try:
+                for start in range(0, len(taken), BATCH):
+                    if not self._closed:
+                        self._run(taken[start : start + BATCH])
+            finally:
+                with self._lock:
+                    self._waiting -= len(taken)
+                    self._bytes -= sum(_size(job) for job, _ in taken)
 
     def _run(self, pairs: list[tuple[Job, Rows]]) -> None:
         copies = [Job(self.model, job.ask, 0.0, _NOBODY) for job, _ in pairs]
@@ -181,9 +183,16 @@ class Lane:
             live = pairs[: len(one)]
             pairs = pairs[len(one) :]
             for (_, answer), found in zip(live, answers, strict=True):
-                difference = compare(answer.arrays, found.arrays) if isinstance(found, Rows) else None
+                difference = self._compared(answer, found) if isinstance(found, Rows) else None
                 self.total.add(seconds, difference)
                 self.since.add(seconds, difference)
+
+    def _compared(self, live: Rows, copy: Rows) -> Difference | None:
+        try:
+            return compare(live.arrays, copy.arrays)
+        except Exception as error:  # noqa: BLE001 - nor may what it answers end the lane
+            log.warning("%s: the answer to a copy cannot be compared: %r", self.model, error)
+            return None
 
 
 class _Nobody:
@@ -219,7 +228,8 @@ def compare(live: Sequence[Array], copy: Sequence[Array]) -> Difference:
         if one.dtype.kind != "f":
             differs = np.asarray(one != other)
         else:
-            a, b = one.astype(np.float64), other.astype(np.float64)
+            # Of what has no dimensions numpy makes scalars, and those take no values.
+            a, b = np.atleast_1d(one.astype(np.float64), other.astype(np.float64))
             with np.errstate(invalid="ignore"):
                 apart = np.abs(a - b)
             apart[(np.isnan(a) & np.isnan(b)) | (a == b)] = 0.0

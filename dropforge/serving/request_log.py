@@ -25,6 +25,7 @@ from dropforge.domain.errors import BadInput, DropforgeError
 from dropforge.serving.batching import Answer, Job
 from dropforge.serving.models import Model, ModelFailed
 from dropforge.serving.priority import BEHIND, give_way
+from dropforge.serving.results import Rows
 from dropforge.serving.tensors import Array, Tensor
 from dropforge.serving.traffic import Turns
 
@@ -33,9 +34,10 @@ log = logging.getLogger(__name__)
 # Bytes of arrays, and requests, that may be on their way to a file.
 WAITING_BYTES = 64 * 2**20
 WAITING = 100_000
-# What an entry takes besides.
+# What an entry takes besides, and a text besides its letters.
 ENTRY_BYTES = 1000
-# A file is written when it has so many rows, or its first one is so old.
+TEXT_BYTES = 50
+# A file is written when it has so many rows, its first one is so old, or half of what may wait does.
 FILE_ROWS = 50_000
 FILE_SECONDS = 60.0
 LOOK_SECONDS = 0.25
@@ -108,13 +110,18 @@ class RequestLog:
             # It was never asked.
             return
         ask = job.ask
-        size = sum([array.nbytes for array in ask.feeds.values()]) + ENTRY_BYTES
+        arrays = None if isinstance(answer, DropforgeError) else answer.arrays
+        # Inputs may be views of the whole request, and the letters of their texts are among its bytes.
+        size = max(ask.size, sum(map(_bytes, ask.feeds.values()))) + ENTRY_BYTES
+        size += sum([_bytes(array) + _letters(array) for array in arrays or ()])
         if self._taken - self._over >= WAITING or self._taken_bytes - self._over_bytes + size > WAITING_BYTES:
             self._drop("full", ask.rows)
             return
         self._taken += 1
         self._taken_bytes += size
-        arrays = None if isinstance(answer, DropforgeError) else answer.arrays
+        if isinstance(answer, Rows) and not answer.batch.whole:
+            # A view would keep the answers of the whole batch.
+            arrays = [np.array(array) for array in answer.arrays]
         entry = _Entry(request_id, began_ns, seconds, ask.rows, ask.feeds, ask.wanted.names, arrays, size)
         self._queue.append((endpoint, job.model, entry))
 
@@ -134,8 +141,9 @@ class RequestLog:
             try:
                 self._gather()
                 now = time.monotonic()
+                much = self._taken_bytes - self._over_bytes > WAITING_BYTES / 2
                 for key, group in [*self._groups.items()]:
-                    if ending or group.rows >= FILE_ROWS or now - group.since >= self._file_seconds:
+                    if ending or much or group.rows >= FILE_ROWS or now - group.since >= self._file_seconds:
                         del self._groups[key]
                         self._write(key, group)
                 self._offer(now if not ending else self._retry_at)
@@ -185,6 +193,15 @@ class RequestLog:
             self._kept.popleft()
             self.rows += rows
             self.files += 1
+
+
+def _bytes(array: Array) -> int:
+    """What it takes, but for the letters of texts."""
+    return array.nbytes + (TEXT_BYTES * array.size if array.dtype.kind == "O" else 0)
+
+
+def _letters(array: Array) -> int:
+    return sum(map(len, array.flat)) if array.dtype.kind == "O" else 0
 
 
 def _hour(at_ns: int) -> str:

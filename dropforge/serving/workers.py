@@ -124,7 +124,13 @@ class Supervisor:
         pause, longest = PAUSES_SECONDS
         while not stop.is_set():
             began = time.monotonic()
-            code = await self._life(number, stop)
+            code: int | None = None
+            try:
+                code = await self._life(number, stop)
+                what = f"ended ({code})"
+            except OSError as error:
+                # It may be possible later.
+                what = f"cannot be started, perhaps there are too many processes or too little memory: {error}"
             if stop.is_set():
                 return
             if code == CANNOT_START:
@@ -133,7 +139,7 @@ class Supervisor:
                 return
             pause = PAUSES_SECONDS[0] if time.monotonic() - began > SHORT_LIFE_SECONDS else min(2 * pause, longest)
             killed = "; killed, perhaps for want of memory: each holds all models, have fewer" if code == -9 else ""
-            log.error("worker %s-%d ended (%d); it is started again%s", self.replica, number, code, killed)
+            log.error("worker %s-%d %s; it is started again%s", self.replica, number, what, killed)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause)
 

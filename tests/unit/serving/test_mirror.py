@@ -80,6 +80,12 @@ def test_scalars_and_no_rows_are_compared_too() -> None:
     assert compare([array([], np.int64)], [array([], np.int64)]) == Difference(False, 0, 0)
 
 
+@pytest.mark.parametrize(("value", "found"), [(300.0, Difference(False)), (np.nan, Difference(True))])
+def test_a_single_number_is_compared_too(value: float, found: Difference) -> None:
+    assert compare([array(300.0)], [array(value)]) == found
+    assert compare([array(3.0)], [array(5.0)]) == Difference(True, largest=2.0)
+
+
 # ------------------------------------------------------------------------------------------------ lanes
 class Hanging:
     """A model that answers nobody until it is let."""
@@ -223,6 +229,22 @@ def test_a_candidate_that_fails_or_takes_other_inputs_is_counted(models: tuple[M
             await until(partial(ran, lane, 3))
             assert lane.since.told() == Mirrored(run=3, failed=3)
             lane.close()
+
+    run(scenario)
+
+
+def test_an_answer_that_cannot_be_compared_is_that_of_a_copy_that_failed(models: tuple[Model, Model]) -> None:
+    champion, candidate = models
+    candidate.run = lambda outputs, feeds: [*feeds.values()] * 2  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        lane = Lane(candidate, 100)
+        for number in (1, 2):
+            lane.offer(*job(champion), busy=False)
+            await until(partial(ran, lane, number))
+        assert lane.since.told() == Mirrored(run=2, failed=2)
+        await until(lambda: (lane._waiting, lane._bytes) == (0, 0))
+        lane.close()
 
     run(scenario)
 

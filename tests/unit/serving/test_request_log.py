@@ -7,6 +7,7 @@ import io
 import json
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dropforge.serving.access_log import AccessLog, open_access_log
 from dropforge.serving.batching import Job
 from dropforge.serving.models import Model, ModelFailed, load
 from dropforge.serving.request_log import RequestLog
-from dropforge.serving.results import Batch
+from dropforge.serving.results import Batch, Rows
 from dropforge.serving.watch import Sampler, Watch, open_watch, sampler
 from tests.unit.serving import onnx_models
 from tests.unit.serving.onnx_models import deployment
@@ -190,6 +191,54 @@ def test_what_does_not_fit_is_dropped_and_counted_and_nothing_waits(
     log.take("flights", *one, "a", AT, 0.1)
     log.close()
     assert (log.rows, log.dropped) == (22, {"full": 30})
+
+
+def test_what_waits_is_bounded_by_the_bytes_of_requests_outputs_and_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_log, "WAITING_BYTES", 10**6)
+    monkeypatch.setattr(request_log, "LOOK_SECONDS", 60.0)
+    model = load(deployment(tmp_path, onnx_models.scaled(2), 1))
+    small, answer = ask(model, {"rows": [[1, 2, 3]]})
+    large, _ = ask(model, {"rows": [[1, 2, 3]]})
+    large.ask.size = 300_000
+    numbers, text = np.zeros((1, 75_000), np.float32), np.array([["x" * 300_000]], object)
+    many = np.full((1, 5_000), "", object)
+    for job, arrays in ((large, answer.arrays), (small, [numbers]), (small, [text]), (small, [many])):
+        log = kept(Files())
+        for _ in range(5):
+            log.take("flights", job, Batch(arrays, whole=True).of_all(), "a", AT, 0.1)
+        assert log.dropped == {"full": 2}
+        log.close()
+
+
+def test_a_file_is_written_before_there_is_no_room_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "WAITING_BYTES", 10**6)
+    model = load(deployment(tmp_path, onnx_models.scaled(2), 1))
+    job, answer = ask(model, {"rows": [[1, 2, 3]]})
+    job.ask.size = 300_000
+    files = Files()
+    log = kept(files)
+    for number in range(1, 4):
+        for _ in range(2):
+            log.take("flights", job, answer, "a", AT, 0.1)
+        wait(lambda number=number: log.files == number)
+    assert log.dropped == {}
+    log.close()
+
+
+def test_a_request_that_is_kept_does_not_keep_the_answers_of_its_batch(tmp_path: Path) -> None:
+    model = load(deployment(tmp_path, onnx_models.scaled(2), 1))
+    job, _ = ask(model, {"rows": [[1, 2, 3]]})
+    batch = Batch([np.ones((1000, 3), np.float32)])
+    held = weakref.ref(batch.arrays[0])
+    files = Files()
+    log = kept(files)
+    log.take("flights", job, Rows(batch, 7, 8), "a", AT, 0.1)
+    del batch
+    assert held() is None
+    log.close()
+    assert [row["outputs"]["y"] for row in files.rows()] == [[1, 1, 1]]
 
 
 def test_a_store_that_is_down_is_offered_the_files_again_and_then_they_are_let_go(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from dropforge.serving import workers
 from dropforge.serving.__main__ import parser
 from dropforge.serving.provider import gpus_here
-from dropforge.serving.workers import cores, quota, wanted
+from dropforge.serving.workers import CANNOT_START, Supervisor, cores, quota, wanted
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,27 @@ def test_a_container_has_one_worker_on_each_core_or_gpu(monkeypatch: pytest.Monk
     assert wanted(0, ("0", "1"), on_gpu=True) == 2
     assert wanted(3, (), on_gpu=False) == 3
     assert wanted(1, (), on_gpu=False) == 1
+
+
+def test_a_worker_that_the_system_cannot_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "PAUSES_SECONDS", (0.001, 0.01))
+    command = tmp_path / "worker"
+
+    async def scenario() -> int:
+        async with asyncio.timeout(20):
+            running = asyncio.create_task(Supervisor([str(command)], 1, "r").run())
+            while "worker r-0 cannot be started" not in caplog.text:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.002)
+            # One whose settings are wrong, which ends it all.
+            command.symlink_to(wrong)
+            return await running
+
+    wrong = tmp_path / "wrong"
+    wrong.write_text(f"#!/bin/sh\nexit {CANNOT_START}\n")
+    wrong.chmod(0o755)
+    assert asyncio.run(scenario()) == CANNOT_START
 
 
 @pytest.mark.parametrize(
