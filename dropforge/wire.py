@@ -43,9 +43,9 @@ def to_json(value: object) -> bytes:
 
 
 def from_json(kind: type[T], text: bytes | str) -> T:
-    """The value a JSON text holds. Raises `BadInput` as `from_builtins` does."""
+    """The value a JSON text holds. Raises `BadInput` as `from_builtins` does, also for what is no text or nested too deep."""
     _learn(kind)
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadInput(f"not a {getattr(kind, '__name__', kind)}: {error}") from error

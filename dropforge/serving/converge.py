@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dropforge import telemetry
-from dropforge.domain.endpoints import Deployment, Desired
+from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
 from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
 from dropforge.serving import golden
 from dropforge.serving.memory import MIB, Budget, resident_bytes
@@ -71,6 +71,8 @@ class Converger:
         self._idle_seconds = idle_seconds
         # One load at a time: the peak of memory is what serves plus one model.
         self._aside = Aside()
+        # From the look for room until what found it is loaded.
+        self._loading = asyncio.Lock()
         self._neighbours = Neighbours()
 
     @property
@@ -121,7 +123,11 @@ class Converger:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         slot.waiting.append(done)
         self._wakes[endpoint].set()
-        await done
+        try:
+            await done
+        finally:
+            # It holds what went wrong, whose traceback holds this frame.
+            del done
 
     async def unload(self, endpoint: str) -> None:
         """Take the endpoint's models out of memory, until `load` or a newer revision. Raises `NotFound`."""
@@ -219,7 +225,10 @@ class Converger:
             waiting, slot.waiting = slot.waiting, []
             self.changing += 1
             try:
-                await self._swap(slot)
+                # Who has nothing to load waits for nobody who loads.
+                if self._missing(slot) is not None:
+                    async with self._loading:
+                        await self._swap(slot)
                 attempt, delay = 0, None
                 _tell(waiting, None)
             except Exception as error:  # noqa: BLE001 - also for want of memory the old one goes on serving
@@ -230,14 +239,17 @@ class Converger:
                 self.changing -= 1
                 # For those who are told already this is nothing.
                 _tell(waiting, NotFound(f"model {slot.endpoint!r} is no longer desired"))
+                # They hold what went wrong, whose traceback holds this frame and others that hold the model.
+                del waiting
             # What was asked during the swap comes before what is told of it.
             await asyncio.sleep(0)
             await self._report(slot)
 
-    async def _swap(self, slot: Slot) -> None:
+    def _missing(self, slot: Slot) -> Desired | None:
+        """What is desired and does not serve yet; what does has no error. Raises `BadInput`."""
         wanted = slot.wanted
         if wanted is None or slot.held == wanted.revision:
-            return
+            return None
         current = slot.lineup
         if current is not None and current.revision == wanted.revision:
             if current.desired.deployments != wanted.deployments:
@@ -246,18 +258,27 @@ class Converger:
                 )
             if not current.resting:
                 slot.error = None
-                return
+                return None
+        return wanted
+
+    async def _swap(self, slot: Slot) -> None:
+        # Much may have changed while others loaded.
+        wanted, current = self._missing(slot), slot.lineup
+        if wanted is None:
+            return
         began = time.time_ns()
         # Of what served before, only what is wanted again outlasts the load.
         self._drop_previous(slot, [identity(each) for each in wanted.deployments])
         serving = current.models if current else ()
         held = [identity(each.deployment) for each in (*serving, *slot.previous)]
-        await self._make_room(slot, [each for each in wanted.deployments if identity(each) not in held])
+        if not await self._make_room(slot, [each for each in wanted.deployments if identity(each) not in held]):
+            self._rest_first(slot, wanted)
+            return
         loading = partial(self._load, keep=self._kept())
         given = (wanted, serving, slot.sample, loading, slot.previous, self._golden)
         lineup, detail = await self._run_aside(slot, partial(line_up, *given))
-        if slot.held == wanted.revision:
-            # It was unloaded while it was loaded.
+        if slot.held is not None and wanted.revision <= slot.held:
+            # It was unloaded while it was loaded, or while one older than what was desired by then was.
             self._start(self._retire(lineup))
             return
         old = slot.swap(lineup, detail)
@@ -311,16 +332,20 @@ class Converger:
             self._start(self._let_go(gone.clear))
 
     # -------------------------------------------------------------------------------------------- room
-    async def _make_room(self, slot: Slot, missing: Sequence[Deployment]) -> None:
-        """Unload what nobody asks for until the deployments fit. Raises `Unavailable`, before anything is loaded."""
+    async def _make_room(self, slot: Slot, missing: Sequence[Deployment]) -> bool:
+        """Unload what nobody asks for until the deployments fit; False at the start, when they would but for others. Raises
+        `Unavailable`, before anything is loaded."""
         if not self._budget.is_bounded or not missing or self.provider.problem is not None:
-            return
+            return True
         wanted = await self._run_aside(slot, partial(self._wanted_bytes, missing, self._kept()))
         while True:
             room = await self._run_aside(slot, self._budget.room_bytes)
             if room is None or wanted <= room:
-                return
+                return True
             gone = self._rest_one(slot)
+            fits_alone = wanted <= room + self._budget.used_bytes()
+            if gone is None and fits_alone and slot.endpoint in (self._first or ()):
+                return False
             if gone is None:
                 what = ", ".join(f"{each.model} v{each.version}" for each in missing)
                 raise Unavailable(
@@ -334,6 +359,14 @@ class Converger:
         paths = [(each, self._source.fetch(each, keep)) for each in missing]
         return sum(self._budget.wanted_bytes(each, path.stat().st_size) for each, path in paths)
 
+    def _rest_first(self, slot: Slot, wanted: Desired) -> None:
+        """At the start there is no room for it beside others: it is loaded as soon as somebody asks for it."""
+        slot.empty("there was no room for it at the start; it is being loaded")
+        slot.rested = Lineup(wanted, ())
+        if self._first is not None:
+            self._first.discard(slot.endpoint)
+        log.info("%s: no room for it beside the others; it is loaded when it is asked for", slot.endpoint)
+
     def _rest_one(self, busy: Slot) -> Coroutine[Any, Any, None] | None:
         """Unload what is missed least: what is kept for a way back, then the models nobody asked lately, those without
         traffic before those with. What ends once its memory is free, or None when there is no such model."""
@@ -345,7 +378,7 @@ class Converger:
             return self._let_go(gone.clear)
         before = time.perf_counter() - self._idle_seconds
         idle = [
-            (bool(deployment.traffic), model.statistics.last_at, slot, model)
+            (bool(deployment.traffic), model.statistics.idle_since, slot, model)
             for slot in others
             if slot.lineup is not None and not slot.lineup.in_flight
             for deployment, model in zip(slot.lineup.deployments, slot.lineup.models, strict=True)
@@ -404,10 +437,19 @@ class Converger:
                 return
             slot.reported_at, slot.told_of = time.monotonic(), slot.requests
             state = slot.state(self.replica, datetime.now(UTC), self.provider.name, resident_bytes() or None)
+            writing = asyncio.create_task(self._write(state))
             try:
-                await asyncio.to_thread(self._source.report, state)
-            except (OSError, DropforgeError) as error:
-                log.warning("%s: cannot report: %s", slot.endpoint, error)
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                # The thread goes on: who takes the report away has to come after it.
+                await asyncio.wait([writing])
+                raise
+
+    async def _write(self, state: ReplicaState) -> None:
+        try:
+            await asyncio.to_thread(self._source.report, state)
+        except (OSError, DropforgeError) as error:
+            log.warning("%s: cannot report: %s", state.endpoint, error)
 
     async def _forget(self, slot: Slot) -> None:
         async with self._reporting:

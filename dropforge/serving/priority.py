@@ -128,9 +128,14 @@ class Aside:
         """What the work gives; its thread gives way as far as is said when it begins (None: not at all)."""
         await self._free.acquire()
         loop = asyncio.get_running_loop()
-        self.niceness = niceness()
-        pool = ThreadPoolExecutor(1, "load", None if self.niceness is None else partial(give_way, self.niceness))
-        done = pool.submit(work)
+        try:
+            self.niceness = niceness()
+            pool = ThreadPoolExecutor(1, "load", None if self.niceness is None else partial(give_way, self.niceness))
+            done = pool.submit(work)
+        except BaseException:
+            # There may be no more threads.
+            self._ended()
+            raise
         pool.shutdown(wait=False)
         # Who waits for it may give up; the thread does not, and the next piece has to wait for that.
         done.add_done_callback(lambda _: self._call(loop))
@@ -140,6 +145,9 @@ class Aside:
         finally:
             if pauses is not None:
                 pauses.cancel()
+            # It holds what went wrong, whose traceback holds this frame and through others the model: for as long as the
+            # collector does not come by.
+            del done
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
         # After the end of the loop nobody waits any more.

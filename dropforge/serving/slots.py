@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -150,6 +151,9 @@ class Slot:
         for model in lineup.models:
             key = (model.deployment.model, model.deployment.version)
             model.statistics = self.statistics.setdefault(key, model.statistics)
+            if old is None or model not in old.models:
+                # Who comes back was not there to be asked, and is not the next to make room.
+                model.statistics.here_since = time.perf_counter()
         for lane in lineup.lanes:
             lane.total = self.mirrored.setdefault(_key(lane.model.deployment), lane.total)
         for key in [each for each in self.mirrored if each not in self.counts][:-KEPT_COUNTS]:

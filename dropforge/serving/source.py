@@ -20,6 +20,8 @@ from dropforge.domain.names import NAME
 from dropforge.serving.cache import Cache
 from dropforge.serving.models import fetch_file
 
+# Of a file that could not be read. None that can has it, so it is looked at again.
+NO_MARK = (0, 0, 0)
 # A file this young is read again next time: a second write within one tick of the file system's clock may look the same.
 YOUNG_NS = 100_000_000
 
@@ -80,23 +82,31 @@ class Folder:
             # No folder says nothing about what is desired: it may be a mount that went away.
             return {}
         changed: dict[str, Desired | DropforgeError | None] = {}
+        # Taken over at the end only: what is told of by half is told again.
+        seen = dict(self._seen)
         # What was seen before is looked up by its name: a listing may miss a file that is being replaced.
-        for endpoint in sorted(self._seen.keys() | {name for name in names if NAME.fullmatch(name)}):
+        for endpoint in sorted(seen.keys() | {name for name in names if NAME.fullmatch(name)}):
             before = self._seen.get(endpoint)
-            mark = self._mark(endpoint)
-            if mark is None:
-                if self._seen.pop(endpoint, None) is not None:
-                    changed[endpoint] = None
-                continue
-            if before is not None and before.settled and before.mark == mark:
-                continue
-            found = self._read(endpoint)
+            try:
+                mark = self._mark(endpoint)
+                if mark is None:
+                    if seen.pop(endpoint, None) is not None:
+                        changed[endpoint] = None
+                    continue
+                if before is not None and before.settled and before.mark == mark:
+                    continue
+                found = self._read(endpoint)
+            except OSError as error:
+                # Of one file, which may be better at the next look; the others converge.
+                path = self._root / "desired" / f"{endpoint}.json"
+                mark, found = NO_MARK, Unavailable(f"{path} cannot be read: {error.strerror or error}")
             if found is None:
                 continue
             told = str(found) if isinstance(found, DropforgeError) else found
-            self._seen[endpoint] = _Seen(mark, time.time_ns() - mark[0] > YOUNG_NS, told)
+            seen[endpoint] = _Seen(mark, time.time_ns() - mark[0] > YOUNG_NS, told)
             if before is None or before.mark != mark or before.told != told:
                 changed[endpoint] = found
+        self._seen = seen
         return changed
 
     def report(self, state: ReplicaState) -> None:

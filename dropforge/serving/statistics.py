@@ -30,15 +30,30 @@ class Statistics:
     """Of one model version. Touched by the event loop only. Durations of requests are those of the batch they were in,
     as Triton counts them."""
 
-    __slots__ = ("executions", "infer", "input", "last_at", "output", "queue", "requests", "rows", "sizes")
+    __slots__ = (
+        "executions",
+        "here_since",
+        "infer",
+        "input",
+        "last_at",
+        "output",
+        "queue",
+        "requests",
+        "rows",
+        "sizes",
+    )
 
     def __init__(self) -> None:
         self.requests = self.rows = self.executions = 0
         self.queue = self.input = self.infer = self.output = 0.0
-        # By `time.perf_counter`.
-        self.last_at = time.perf_counter()
+        # When it was asked last, and when it was loaded. By `time.perf_counter`.
+        self.last_at = self.here_since = time.perf_counter()
         # By rows: times run, and the seconds of input, inference and output.
         self.sizes: dict[int, list[float]] = {}
+
+    @property
+    def idle_since(self) -> float:
+        return max(self.last_at, self.here_since)
 
     def add(self, requests: int, waited: float, spent: Spent) -> None:
         """One batch was run. `waited`: seconds that its requests were in the queue, all together."""

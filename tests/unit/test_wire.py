@@ -1,10 +1,21 @@
-"""JSON at the edges, from many threads at once."""
+"""JSON at the edges: from many threads at once, and what is none."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import textwrap
+
+import pytest
+
+from dropforge.domain.errors import BadInput
+from dropforge.wire import from_json
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"more":"\xff"}', '{"more":"\ud800"}', b'{"more":' + b"[" * 100_000])
+def test_what_is_no_json_or_another_is_bad_input(text: bytes | str) -> None:
+    with pytest.raises(BadInput, match="not a dict: "):
+        from_json(dict, text)
 
 
 def test_many_threads_may_meet_a_type_for_the_first_time_together() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
 import time
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +94,52 @@ def test_what_goes_wrong_is_raised_and_the_next_piece_is_done() -> None:
         return await aside.run(lambda: None, lambda: 3)
 
     assert asyncio.run(both()) == 3
+
+
+def test_what_goes_wrong_keeps_nothing_in_memory() -> None:
+    class Weights:
+        pass
+
+    gone: list[bool] = []
+
+    def fails() -> None:
+        weights = Weights()
+        weakref.finalize(weights, gone.append, True)
+        raise ValueError
+
+    async def one() -> None:
+        with pytest.raises(ValueError):
+            await Aside().run(lambda: None, fails)
+        # Its thread may be about to put it down.
+        async with asyncio.timeout(5):
+            while not gone:  # noqa: ASYNC110 - what is waited for tells nobody
+                await asyncio.sleep(0)
+
+    gc.disable()
+    try:
+        asyncio.run(one())
+    finally:
+        gc.enable()
+
+
+def test_work_that_cannot_begin_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoThreads(ThreadPoolExecutor):
+        def submit(self, *_: object) -> Future[Any]:  # type: ignore[override]
+            raise RuntimeError("can't start new thread")
+
+    async def several() -> int:
+        aside = Aside()
+        with pytest.raises(ZeroDivisionError):
+            await aside.run(lambda: 1 // 0, lambda: 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(priority, "ThreadPoolExecutor", NoThreads)
+            with pytest.raises(RuntimeError):
+                await aside.run(lambda: LONG, lambda: 2)
+        assert aside.niceness is None
+        async with asyncio.timeout(5):
+            return await aside.run(lambda: None, lambda: 3)
+
+    assert asyncio.run(several()) == 3
 
 
 @pytest.mark.parametrize("niceness", [IDLE, BEHIND])

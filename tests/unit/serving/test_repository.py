@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import threading
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from dropforge.domain.endpoints import Deployment, Desired
+from dropforge.domain.endpoints import Deployment, Desired, ReplicaState
 from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Refused, Unavailable
 from dropforge.serving.converge import Converger
 from dropforge.serving.memory import Budget
@@ -51,6 +52,24 @@ class Files(Store):
 
     def read(self, uri: str, limit_bytes: int) -> bytes:
         return fetch_file(uri).read_bytes()
+
+
+class Slow(Files):
+    """A store that keeps who fetches or reports waiting until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on, self.reporting = threading.Event(), threading.Event()
+
+    def fetch(self, deployment: Deployment, keep: Any) -> Path:
+        path = super().fetch(deployment, keep)
+        assert self.go_on.wait(10)
+        return path
+
+    def report(self, state: ReplicaState) -> None:
+        self.reporting.set()
+        assert self.go_on.wait(10)
+        super().report(state)
 
 
 class Exact(Budget):
@@ -212,6 +231,26 @@ def test_an_endpoint_unloaded_while_it_loads_is_not_served(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+def test_an_endpoint_unloaded_while_an_older_revision_loads_waits_for_a_newer_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Slow()
+        first, second, third = (deployment(tmp_path, onnx_models.scaled(i), i) for i in (1, 2, 3))
+        async with converging(store) as converger:
+            store.want("flights", 1, first)
+            await until(lambda: store.fetched)
+            slot = converger.slots["flights"]
+            store.want("flights", 2, second)
+            await until(lambda: slot.wanted is not None and slot.wanted.revision == 2)
+            await converger.unload("flights")
+            store.go_on.set()
+            await until(lambda: not converger.changing)
+            assert (slot.lineup, slot.held) == (None, 2)
+            store.want("flights", 3, third)
+            await serving(converger, 3)
+
+    asyncio.run(scenario())
+
+
 def test_a_load_finds_what_is_desired_meanwhile_and_tells_why_it_fails(tmp_path: Path) -> None:
     async def scenario() -> None:
         store = Files()
@@ -258,6 +297,20 @@ def test_an_order_that_would_reach_one_of_several_processes_is_refused() -> None
     asyncio.run(scenario())
 
 
+# ---------------------------------------------------------------------------------------------------- reports
+def test_a_report_that_is_on_its_way_when_the_replica_ends_is_taken_away(tmp_path: Path) -> None:
+    store = Slow()
+
+    async def scenario() -> None:
+        async with converging(store):
+            store.want("flights", 1)
+            await until(store.reporting.is_set)
+            asyncio.get_running_loop().call_later(0.05, store.go_on.set)
+
+    asyncio.run(scenario())
+    assert store.reports == {}
+
+
 # ---------------------------------------------------------------------------------------------------- memory
 def test_a_load_tells_what_it_took(tmp_path: Path) -> None:
     async def scenario() -> None:
@@ -287,6 +340,100 @@ def test_a_swap_that_does_not_fit_says_so_before_it_starts(tmp_path: Path) -> No
             assert slot.lineup is lineup
 
     asyncio.run(scenario())
+
+
+def test_endpoints_that_load_at_once_share_one_budget(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store, budget = Files(), Exact(1200 * KIB)
+        for number in range(4):
+            store.want(f"number-{number}", 1, deployment(tmp_path, heavy(number), number))
+        async with converging(store, budget) as converger:
+            slots = converger.slots
+            await until(lambda: converger.ready)
+            assert sorted(bool(slot.lineup) for slot in slots.values()) == [False, False, True, True]
+            assert budget.used_bytes() <= 1200 * KIB
+            # The others are as if they had made room.
+            late = next(slot for slot in slots.values() if slot.lineup is None)
+            with pytest.raises(Unavailable, match="no room for it at the start"):
+                late.here()
+            await until(lambda: "are in use" in (late.error or ""))
+            for number in range(4, 6):
+                store.want(f"number-{number}", 1, deployment(tmp_path, heavy(number), number))
+            await until(lambda: len(slots) == 6 and all(slots[f"number-{n}"].error for n in (4, 5)))
+
+    asyncio.run(scenario())
+
+
+def test_what_rests_since_the_start_is_loaded_once_it_is_asked_for(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store, budget = Files(), Exact(1200 * KIB)
+        for number in range(3):
+            store.want(f"number-{number}", 1, deployment(tmp_path, heavy(number), number))
+        async with converging(store, budget, idle_seconds=0.0) as converger:
+            slots = converger.slots
+            await until(lambda: converger.ready)
+            await until(lambda: sum(slot.lineup is None for slot in slots.values()) == 1)
+            late = next(slot for slot in slots.values() if slot.lineup is None)
+            with pytest.raises(Unavailable):
+                late.here()
+            await serving(converger, 1, late.endpoint)
+            assert budget.used_bytes() <= 1200 * KIB
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_would_never_fit_keeps_the_server_from_being_ready(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Files()
+        store.want("small", 1, deployment(tmp_path, heavy(1), 1))
+        store.want("large", 1, deployment(tmp_path, heavy(2, kib=2048), 2))
+        async with converging(store, Exact(1200 * KIB)) as converger:
+            await failed(converger, "no room for", "large")
+            assert not converger.ready
+
+    asyncio.run(scenario())
+
+
+def test_what_is_unloaded_or_taken_away_before_its_turn_is_not_fetched_and_the_next_is(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = Slow()
+        async with converging(store, Exact(4000 * KIB)) as converger:
+            store.want("first", 1, deployment(tmp_path, heavy(1), 1))
+            await until(lambda: store.fetched)
+            for number, endpoint in enumerate(("second", "third", "fourth"), start=2):
+                store.want(endpoint, 1, deployment(tmp_path, heavy(number), number))
+            await until(lambda: converger.changing == 4)
+            await converger.unload("second")
+            store.pending = {"third": None}
+            await until(lambda: "third" not in converger.slots)
+            store.go_on.set()
+            await serving(converger, 1, "fourth")
+            assert set(store.fetched) == {1, 4}
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_is_refused_leaves_memory_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store, budget = Files(), Exact(4000 * KIB)
+        async with converging(store, budget) as converger:
+            store.want("flights", 1, deployment(tmp_path, heavy(1), 1))
+            await serving(converger, 1)
+            used = budget.used_bytes()
+            wrong = replace(deployment(tmp_path, heavy(2), 2), golden=golden(tmp_path, [9, None, 9]))
+            store.want("flights", 2, wrong)
+            await failed(converger, "answers golden request 0 otherwise")
+            await until(lambda: budget.used_bytes() == used)
+            with pytest.raises(BadInput, match="answers golden request 0 otherwise"):
+                await converger.load("flights")
+            await until(lambda: budget.used_bytes() == used)
+
+    # The server lets the collector run so seldom that it is no help.
+    gc.disable()
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.enable()
 
 
 def test_an_idle_endpoint_makes_room_and_comes_back_when_it_is_asked(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -138,3 +139,22 @@ def test_counts_of_versions_that_are_gone_do_not_pile_up(tmp_path: Path) -> None
         slot.count(lineup.models[0], [0.001])
     assert (slot.requests, slot.swaps, len(slot.counts)) == (39, 38, KEPT_COUNTS + 1)
     assert ("flights", 39) in slot.counts
+
+
+def test_a_model_that_comes_back_was_not_idle_meanwhile_and_one_that_stays_was(
+    two: tuple[Deployment, Deployment],
+) -> None:
+    slot = Slot("flights", NOW)
+    first = lined_up(replace(two[0], traffic=100))
+    slot.swap(first, {})
+    statistics = first.models[0].statistics
+    statistics.last_at = statistics.here_since = 1.0
+    slot.swap(line_up(desired(*two, revision=2), first.models, None)[0], {})
+    assert statistics.idle_since == 1.0
+    slot.empty("it made room for others")
+    before = time.perf_counter()
+    slot.swap(lined_up(*two, revision=2), {})
+    assert slot.here().models[0].statistics is statistics
+    assert statistics.idle_since >= before
+    # Nobody has asked it since.
+    assert statistics.last_at == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from dropforge.adapters.local.serving import LocalServing
 from dropforge.domain.endpoints import Deployment, Desired
-from dropforge.domain.errors import BadName, Unavailable
+from dropforge.domain.errors import BadName, DropforgeError, Unavailable
 from dropforge.serving.slots import Slot
 from dropforge.serving.source import Folder, open_source
 
@@ -91,6 +92,58 @@ def test_a_file_that_cannot_be_read_is_an_error_and_no_removal(
     (tmp_path / "desired" / "flights.json").write_text('{"endpoint": "flights"')
     assert isinstance(source.changes()["flights"], Unavailable)
     assert source.changes() == {}
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path.name)])
+def test_a_file_that_fails_is_an_error_of_its_own_and_is_looked_at_again(
+    tmp_path: Path, source: Folder, port: LocalServing, make: Callable[[Path], None]
+) -> None:
+    for endpoint in ("flights", "trains", "weather"):
+        port.publish(desired(1, endpoint))
+        settle(tmp_path, endpoint)
+    source.changes()
+    path = tmp_path / "desired" / "trains.json"
+    kept = path.rename(tmp_path / "kept.json")
+    make(path)
+    port.publish(desired(2))
+    (tmp_path / "desired" / "weather.json").unlink()
+    found = source.changes()
+    assert isinstance(found.pop("trains"), Unavailable)
+    assert found == {"flights": desired(2), "weather": None}
+    assert source.changes() == {}
+    (path.rmdir if path.is_dir() else path.unlink)()
+    kept.rename(path)
+    assert source.changes() == {"trains": desired(1, "trains")}
+
+
+@pytest.mark.parametrize("content", [b'{"endpoint":"\xff"}', b'{"endpoint":"flights","more":' + b"[" * 100_000])
+def test_a_file_that_is_no_text_keeps_no_other_from_being_told(
+    tmp_path: Path, source: Folder, port: LocalServing, content: bytes
+) -> None:
+    port.publish(desired(1, "weather"))
+    (tmp_path / "desired" / "flights.json").write_bytes(content)
+    found = source.changes()
+    assert isinstance(found.pop("flights"), Unavailable)
+    assert found == {"weather": desired(1, "weather")}
+
+
+def test_what_was_told_of_by_half_is_told_again(tmp_path: Path, port: LocalServing) -> None:
+    class Exhausted(Folder):
+        memory = 1
+
+        def _read(self, endpoint: str) -> Desired | DropforgeError | None:
+            if not self.memory:
+                raise MemoryError
+            self.memory -= 1
+            return super()._read(endpoint)
+
+    port.publish(desired(1))
+    port.publish(desired(1, "weather"))
+    source = Exhausted(tmp_path, "r1")
+    with pytest.raises(MemoryError):
+        source.changes()
+    source.memory = 2
+    assert source.changes() == {"flights": desired(1), "weather": desired(1, "weather")}
 
 
 def test_files_that_are_no_desired_states_are_left_alone(tmp_path: Path, source: Folder, port: LocalServing) -> None:
