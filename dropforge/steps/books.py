@@ -40,6 +40,7 @@ from dropforge.domain.canary import Rules as CanaryRules
 from dropforge.domain.datasets import Batch, Column, DatasetVersion
 from dropforge.domain.errors import Conflict, NotFound
 from dropforge.domain.gate import Policy
+from dropforge.domain.names import id_of
 from dropforge.ports import Delete, Insert, Json, Ledger, Replace, Row, TableRules, Write
 from dropforge.wire import from_builtins, to_builtins
 
@@ -78,6 +79,16 @@ def partition_of(pipeline: str) -> str:
 
 def endpoint_partition(endpoint: str) -> str:
     return f"e.{endpoint}"
+
+
+def endpoint_name(pipeline: Pipeline) -> str:
+    """The endpoint that serves its champion."""
+    return pipeline.spec.deployment.endpoint or pipeline.name
+
+
+def token_key(token: str) -> str:
+    """Of a deployment that was published, in its endpoint's partition."""
+    return f"token/{id_of(token)}"
 
 
 def pipeline(ledger: Ledger, name: str) -> Pipeline:

@@ -25,7 +25,8 @@ def first_stage(head: Json, rules: Rules | None) -> Json:
     """What is different about the head of a deployment that goes by rules. Nothing is where no other version answers, or
     the same one."""
     (candidate,), proven = head["deployments"], head["previous"]
-    if rules is None or not proven or proven[0]["version"] == candidate["version"]:
+    same = proven and all(proven[0][each] == candidate[each] for each in ("model", "version"))
+    if rules is None or not proven or same:
         return {}
     way = {
         "rules": to_builtins(rules),

@@ -69,7 +69,7 @@ def sweep(ports: Ports) -> None:
     """Tell everything that is still waiting to be told."""
     for pipeline in books.pipelines(ports.ledger):
         flush(ports, pipeline.partition, SWEPT_PAGES)
-        endpoint = pipeline.spec.deployment.endpoint or pipeline.name
+        endpoint = books.endpoint_name(pipeline)
         flush(ports, books.endpoint_partition(endpoint), SWEPT_PAGES)
     for partition in books.OTHER_PARTITIONS:
         flush(ports, partition, SWEPT_PAGES)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -50,7 +53,7 @@ def apply(
     spec = books.parse_spec(text)
     if spec.name != name:
         raise BadInput(f"{SPEC_FILE} is of pipeline {spec.name!r}, applied as {name!r}; make the two equal")
-    _check_drop_prefix(ports, spec)
+    _check_alone(ports, spec)
     _check_target(spec, targets)
     packed = _packed(files)
     code_sha256 = hashlib.sha256(packed).hexdigest()
@@ -96,10 +99,26 @@ def waiting(ports: Ports, pipeline: Pipeline) -> list[Json]:
     return [flow for flow in flows if flow is not None]
 
 
+# What `zipfile` and what it unpacks with say of bytes that are none, whole or in part.
+_NO_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    struct.error,
+    IndexError,
+    OverflowError,
+)
+
+
 def _unpacked(bundle: bytes) -> dict[str, bytes]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(bundle))
-    except zipfile.BadZipFile:
+    except _NO_ZIP:
         raise BadInput("the request body is not a zip file; send the pipeline's folder as one") from None
     with archive:
         entries = [info for info in archive.infolist() if not info.is_dir()]
@@ -116,7 +135,7 @@ def _unpacked(bundle: bytes) -> dict[str, bytes]:
                 raise BadInput(f"the bundle has a file outside its folder: {info.filename!r}")
             try:
                 files[info.filename] = archive.read(info)
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            except _NO_ZIP as error:
                 raise BadInput(f"the bundle's file {info.filename!r} cannot be read: {error}") from None
     return files
 
@@ -143,11 +162,19 @@ def _training_key(spec: PipelineSpec, files: dict[str, bytes]) -> str:
     return id_of(*code, to_json(asked).decode())
 
 
-def _check_drop_prefix(ports: Ports, spec: PipelineSpec) -> None:
+def _check_alone(ports: Ports, spec: PipelineSpec) -> None:
+    """No two pipelines have a place for drops, or an endpoint, in common."""
+    endpoint = spec.deployment.endpoint or spec.name
     for other in books.pipelines(ports.ledger):
-        if other.name != spec.name and other.spec.dataset.drop == spec.dataset.drop:
+        if other.name == spec.name:
+            continue
+        if other.spec.dataset.drop == spec.dataset.drop:
             raise BadInput(
                 f"dataset.drop {spec.dataset.drop!r} is where pipeline {other.name!r} takes its files; choose another"
+            )
+        if books.endpoint_name(other) == endpoint:
+            raise BadInput(
+                f"deployment.endpoint {endpoint!r} is where pipeline {other.name!r} serves its champion; choose another"
             )
 
 

@@ -98,7 +98,7 @@ def definition(ports: Ports, name: str) -> Json:
             revision=pipeline.revision,
             applied_at=pipeline.applied_at.isoformat(),
             drop=pipeline.spec.dataset.drop,
-            endpoint=_endpoint_name(pipeline),
+            endpoint=books.endpoint_name(pipeline),
             code=pipeline.code,
             code_sha256=pipeline.code_sha256,
             text=pipeline.text,
@@ -249,7 +249,7 @@ def aliases(ports: Ports, name: str) -> list[Json]:
 def endpoint(ports: Ports, name: str) -> Json:
     """What the endpoint should serve, and what its replicas say they do. Raises `NotFound`."""
     for pipeline in books.pipelines(ports.ledger):
-        if _endpoint_name(pipeline) == name:
+        if books.endpoint_name(pipeline) == name:
             found = endpoint_of(ports, pipeline)
             if found is not None:
                 return found
@@ -259,7 +259,7 @@ def endpoint(ports: Ports, name: str) -> Json:
 
 def endpoint_of(ports: Ports, pipeline: Pipeline) -> Json | None:
     """The endpoint of a pipeline; None when nothing was deployed to it yet."""
-    name = _endpoint_name(pipeline)
+    name = books.endpoint_name(pipeline)
     row = ports.ledger.get(books.endpoint_partition(name), "head")
     if row is None:
         return None
@@ -273,10 +273,6 @@ def endpoint_of(ports: Ports, pipeline: Pipeline) -> Json | None:
         replicas=tuple(ports.serving.observe(name)),
     )
     return _json(found)
-
-
-def _endpoint_name(pipeline: Pipeline) -> str:
-    return pipeline.spec.deployment.endpoint or pipeline.name
 
 
 def command(ports: Ports, id_: str, pipeline: str | None = None) -> Json:
@@ -329,12 +325,15 @@ def _run_work(run: RunRecord) -> views.Work:
 
 def _deployment(ports: Ports, name: str, token: str) -> views.Work:
     """How far the deployment of that token has come, as far as the endpoint remembers it."""
-    row = ports.ledger.get(books.endpoint_partition(_endpoint_name(books.pipeline(ports.ledger, name))), "head")
+    partition = books.endpoint_partition(books.endpoint_name(books.pipeline(ports.ledger, name)))
+    row = ports.ledger.get(partition, "head")
     value = row.value if row is not None else {}
     if value.get("token") == token:
         return views.Work("deployment", token, value["state"] == "live", value["state"], value.get("reason"))
     if value.get("token") == f"{token}-rolled-back":
         return views.Work("deployment", token, True, "rolled_back", value.get("reason"))
+    if ports.ledger.get(partition, books.token_key(token)) is not None:
+        return views.Work("deployment", token, True, "superseded", "another deployment has the endpoint since")
     return views.Work("deployment", token, False, "waiting", "another deployment has the endpoint now")
 
 
@@ -483,7 +482,7 @@ def _causes(
             yield views.CauseLine(f"dataset version {each.version}", each.created_at.isoformat(), each.cause)
     if run.cause is not None:
         yield views.CauseLine(f"run {run.spec.run}", run.planned_at.isoformat(), run.cause)
-    row = ports.ledger.get(books.endpoint_partition(_endpoint_name(pipeline)), "head")
+    row = ports.ledger.get(books.endpoint_partition(books.endpoint_name(pipeline)), "head")
     if row is not None and row.value.get("cause") and version in [each["version"] for each in row.value["deployments"]]:
         cause = from_builtins(Cause, row.value["cause"])
         yield views.CauseLine(f"deployment of version {version}", row.value["written_at"], cause)

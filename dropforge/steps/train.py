@@ -373,9 +373,12 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
     found = record(ports, pipeline_name, run)
     if found.decision is not None:
         return _decided(found)
+    began = time.time_ns()
     try:
         result = ports.compute.result(run)
-    except (RunFailed, NotFound) as error:
+        verdict = _verdict(ports, pipeline, found, result)
+    except (RunFailed, NotFound, BadInput) as error:
+        # Also of evidence that nobody can judge: the same evidence is no better the next time.
         ended = found.state in (RunState.FAILED, RunState.CANCELLED)
         failed = replace(
             found,
@@ -386,14 +389,6 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
             outcome=RunOutcome.NO_MODEL,
         )
         return _decided(_put(ports, failed))
-    began = time.time_ns()
-    evidence = from_json(Evidence, ports.artifacts.read(result.evidence))
-    verdict = judge(
-        evidence,
-        confidence=pipeline.spec.evaluation.confidence,
-        min_improvement=pipeline.spec.gate.min_improvement,
-        seed=found.spec.seed,
-    )
     judged = replace(
         found,
         seconds=result.seconds,
@@ -420,6 +415,21 @@ def judge_run(ports: Ports, pipeline_name: str, run: str, now: datetime) -> Json
     _put(ports, judged, [outbox.entry(told)])
     outbox.flush(ports, pipeline.partition)
     return _decided(judged)
+
+
+def _verdict(ports: Ports, pipeline: Pipeline, found: RunRecord, result: RunResult) -> Verdict:
+    """Raises `BadInput` for evidence that cannot be judged."""
+    try:
+        return judge(
+            from_json(Evidence, ports.artifacts.read(result.evidence)),
+            confidence=pipeline.spec.evaluation.confidence,
+            min_improvement=pipeline.spec.gate.min_improvement,
+            seed=found.spec.seed,
+        )
+    except BadInput as error:
+        raise BadInput(
+            f"the evidence of the run cannot be judged: {error.message}; look for labels or predictions beyond all measure"
+        ) from error
 
 
 def _measured(judged: RunRecord, version: int) -> RunRecord:

@@ -19,7 +19,7 @@ from dropforge.domain.errors import Reused, Unavailable
 from dropforge.domain.events import Reply
 from dropforge.domain.names import id_of
 from dropforge.ports import Json, Row, Write
-from dropforge.steps import approvals, books, commands, control
+from dropforge.steps import approvals, books, commands, control, reports
 from tests.unit.flows.world import YAML, World
 
 ASK = YAML + "gate: {first: ask, ask_timeout: 1h}\n"
@@ -490,3 +490,23 @@ def test_two_hosts_at_once_change_nothing(tmp_path: Path, case: str, data: st.Da
     desk.crashes.instead = lambda: desk.give(asked)
     desk.give(asked)
     assert _finished(desk) == wanted
+
+
+def test_a_deployment_that_another_one_replaced_is_over(tmp_path: Path) -> None:
+    world = World(tmp_path, YAML + "gate: {better: keep, first: always}\n")
+    for number in range(3):
+        world.drop(f"demo/{number}.csv", f"x,y\n{number},0\n2,1\n")
+        world.run()
+
+    def work(id_: str) -> Any:
+        return reports.command(world.ports, id_)["work"]
+
+    for id_, version in (("p2", 2), ("p3", 3)):
+        command = Command(id_, Kind.PROMOTE, "demo", {"version": version}, "me", CAUSE)
+        for flow in commands.accept(world.ports, world.settings, command, world.now)["start"]:
+            world.start(flow)
+        if id_ == "p3":
+            assert (work("p3")["over"], work("p3")["state"]) == (False, "waiting")
+        world.run()
+        assert (work(id_)["over"], work(id_)["state"]) == (True, "live")
+    assert (work("p2")["over"], work("p2")["state"]) == (True, "superseded")

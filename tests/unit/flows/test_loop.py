@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import random
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +19,9 @@ from dropforge.domain.causes import Cause
 from dropforge.domain.endpoints import PROVISIONING, Desired, ReplicaState
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused
 from dropforge.domain.runs import RunOutcome, RunState
+from dropforge.domain.verdicts import BlockScore, Evidence
 from dropforge.steps import approvals, books, deploy, intake, pipelines, reports, storage, train
+from dropforge.wire import to_json
 from tests.unit.flows.world import YAML, World, blob_created, bundle_of
 
 GOOD = "x,y\n1,0\n2,1\n"
@@ -393,6 +398,25 @@ def test_a_question_nobody_answers_expires_as_a_rejection(tmp_path: Path) -> Non
     assert reports.status(world.ports, "demo")["questions"] == []
 
 
+WILD = Evidence("mae", True, "baseline", None, (BlockScore("b", None, 10, 1e101, 0.4),), 1, 1, 0, None, None)
+
+
+@pytest.mark.parametrize("evidence", [to_json(WILD), b'{"metric": "log_loss"}', b"not JSON"])
+def test_a_run_whose_evidence_cannot_be_judged_has_no_model_and_the_next_one_goes_on(
+    world: World, evidence: bytes
+) -> None:
+    world.trainer = lambda world, run: world.compute.succeed(run, model=b"m", evidence=evidence)
+    world.drop("demo/a.csv")
+    world.run()
+    (run,) = world.runs()
+    assert (run.state, run.outcome) == (RunState.FAILED, RunOutcome.NO_MODEL)
+    assert run.reason is not None and "the evidence of the run cannot be judged" in run.reason
+    world.trainer = lambda world, run: world.succeed(run, better=True)
+    world.drop("demo/b.csv", "x,y\n3,0\n")
+    world.run()
+    assert world.runs()[-1].outcome is RunOutcome.PROMOTED
+
+
 # ------------------------------------------------------------------------------------------------ applying
 def test_the_same_folder_applied_again_changes_nothing(world: World) -> None:
     again = pipelines.apply(world.ports, "demo", bundle_of({"train.py": "1", "pipeline.yaml": YAML}), world.now)
@@ -418,6 +442,34 @@ def test_two_pipelines_cannot_take_files_from_one_folder(world: World) -> None:
     text = YAML.replace("name: demo", "name: second").replace("  format", "  drop: demo/\n  format")
     with pytest.raises(BadInput, match="is where pipeline 'demo' takes its files"):
         pipelines.apply(world.ports, "second", bundle_of({"pipeline.yaml": text}), world.now)
+
+
+@pytest.mark.parametrize("name", ["second", "third"])
+def test_two_pipelines_cannot_serve_from_one_endpoint(world: World, name: str) -> None:
+    yaml = YAML + "\ndeployment: {endpoint: third}\n"
+    pipelines.apply(world.ports, "demo", bundle_of({"pipeline.yaml": yaml}), world.now)
+    text = YAML.replace("name: demo", f"name: {name}")
+    text += "\ndeployment: {endpoint: third}\n" if name == "second" else ""
+    with pytest.raises(BadInput, match="'third' is where pipeline 'demo' serves its champion"):
+        pipelines.apply(world.ports, name, bundle_of({"pipeline.yaml": text}), world.now)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_bundle_that_is_damaged_is_refused_or_read_whatever_byte_it_is(world: World, method: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("pipeline.yaml", YAML)
+    whole, chance = buffer.getvalue(), random.Random(method)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 8)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        try:
+            pipelines.apply(world.ports, "demo", bytes(damaged), world.now)
+        except BadInput:
+            refused += 1
+    assert refused > 200
 
 
 @pytest.mark.parametrize(
