@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -27,12 +30,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dropforge.adapters.local.atomic import make_folders, remove_stale, whole_file
+from dropforge.adapters.local.atomic import make_folders, remove_stale, sync_folder, whole_file
 from dropforge.adapters.tabular.kinds import ARROW, EMPTY, TEXT, convert
 from dropforge.adapters.tabular.problems import Problems, Unreadable
 from dropforge.adapters.tabular.sources import Block
 from dropforge.domain.endpoints import Deployment
-from dropforge.domain.errors import BadInput, Refused
+from dropforge.domain.errors import BadInput, Conflict, Refused, Unavailable
 from dropforge.serving.mixing import prove_batching
 from dropforge.serving.models import Model, ModelFailed, load
 from dropforge.serving.provider import CPU, Provider
@@ -103,12 +106,19 @@ class _Done(msgspec.Struct, frozen=True):
     last: bool
     unreadable: str | None = None
     first_reason: str | None = None
+    # What the piece was: its number is but a place, counted anew each time. None: written before this was told.
+    file: str | None = None
+    first_row: int = 0
+    groups: tuple[int, ...] | None = None
+
+    def is_of(self, piece: Piece) -> bool:
+        return (self.file, self.first_row, self.groups) == (piece.file.name, piece.first_row, piece.groups)
 
 
 # ------------------------------------------------------------------------------------------------ all of it
 def score(scoring: Scoring, threads: int = 1, progress: Callable[[Scored], None] | None = None) -> Scored:
     """Score what is not scored yet. Raises `BadInput` for what can never be scored, `Refused` for a folder that holds
-    something else, and what `load` raises."""
+    something else, `Unavailable` where reading fails for now, and what `load` raises."""
     output = scoring.output
     for name in FOLDERS:
         make_folders(output / name)
@@ -117,6 +127,7 @@ def score(scoring: Scoring, threads: int = 1, progress: Callable[[Scored], None]
     cut = pieces(scoring.inputs, scoring.part_rows)
     plan = _planned(scoring, engine, cut)
     engine.run_together(plan.together)
+    _remove_others(output, cut)
     missing = [piece for piece in cut if not _is_done(output, piece)]
     looked_at = 0.0
     for _ in _work(scoring, engine, missing, threads):
@@ -142,19 +153,39 @@ def _planned(scoring: Scoring, engine: _Engine, cut: Sequence[Piece]) -> _Plan:
         scoring.part_rows,
         False,
     )
-    if path.exists():
-        found = msgspec.json.decode(path.read_bytes(), type=_Plan)
-        wanted = msgspec.structs.replace(wanted, together=found.together)
-        differing = [name for name in wanted.__struct_fields__ if getattr(wanted, name) != getattr(found, name)]
-        if differing:
-            raise Refused(
-                f"{scoring.output} holds a scoring with other {', '.join(differing)}; name another folder for this one"
-            )
-        return found
-    wanted = msgspec.structs.replace(wanted, together=engine.find_out(scoring, cut))
-    with whole_file(path) as writer:
-        writer.write(_pretty(wanted))
-    return wanted
+    if not path.exists():
+        wanted = msgspec.structs.replace(wanted, together=engine.find_out(scoring, cut))
+        _publish(path, wanted)
+    # What lies there counts: another scoring may have been faster.
+    found = msgspec.json.decode(path.read_bytes(), type=_Plan)
+    wanted = msgspec.structs.replace(wanted, together=found.together)
+    differing = [name for name in wanted.__struct_fields__ if getattr(wanted, name) != getattr(found, name)]
+    if differing:
+        raise Refused(
+            f"{scoring.output} holds a scoring with other {', '.join(differing)}; name another folder for this one"
+        )
+    return found
+
+
+def _publish(path: Path, plan: _Plan) -> None:
+    """Put the plan there, unless there is one."""
+    # Where `remove_stale` finds it.
+    own = path.parent / "done" / f".{uuid.uuid4().hex}.part"
+    try:
+        with whole_file(own) as writer:
+            writer.write(_pretty(plan))
+        try:
+            # Unlike a rename, a link never replaces.
+            os.link(own, path)
+        except FileExistsError:
+            pass
+        except OSError:
+            # A share that has no links: what replaces nothing there may, of a killed writer, stay half.
+            with suppress(FileExistsError), path.open("xb") as writer:
+                writer.write(_pretty(plan))
+    finally:
+        own.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def _work(scoring: Scoring, engine: _Engine, missing: Sequence[Piece], threads: int) -> Iterator[None]:
@@ -180,21 +211,39 @@ def _name(piece: int, part: int) -> str:
     return f"{piece:05d}-{part:04d}"
 
 
-def _done(output: Path, piece: int, part: int) -> _Done | None:
-    """The part's last word, if it and what it speaks of are there."""
-    name = _name(piece, part)
+def _remove_others(output: Path, cut: Sequence[Piece]) -> None:
+    """Take away the parts of pieces that are no more, as where a file of a table cannot be cut any longer: whoever reads the
+    folder would read them beside the others. Raises `Refused` where parts do not say what they are of."""
+    for path in sorted((output / "done").glob("*.json")):
+        done = msgspec.json.decode(path.read_bytes(), type=_Done)
+        if done.file is None:
+            raise Refused(
+                f"{output} holds parts of an earlier version of dropforge, which do not say what file they are of; name "
+                "another folder"
+            )
+        if done.piece < len(cut) and done.is_of(cut[done.piece]):
+            continue
+        name = _name(done.piece, done.part)
+        # The last word goes last, or what it speaks of might stay for ever.
+        for each in ("manifest.json", f"parts/{name}.parquet", f"rejects/{name}.jsonl", f"done/{name}.json"):
+            (output / each).unlink(missing_ok=True)
+
+
+def _done(output: Path, piece: Piece, part: int) -> _Done | None:
+    """The part's last word, if it is of that piece and what it speaks of is there."""
+    name = _name(piece.number, part)
     try:
         done = msgspec.json.decode((output / "done" / f"{name}.json").read_bytes(), type=_Done)
         if done.sha256 is not None and (output / "parts" / f"{name}.parquet").stat().st_size != done.bytes:
             return None
     except FileNotFoundError:
         return None
-    return done
+    return done if done.is_of(piece) else None
 
 
 def _parts(output: Path, piece: Piece) -> Iterator[_Done]:
     part = 0
-    while (done := _done(output, piece.number, part)) is not None:
+    while (done := _done(output, piece, part)) is not None:
         yield done
         part += 1
         if done.last:
@@ -227,6 +276,11 @@ def _so_far(output: Path, cut: Sequence[Piece]) -> Scored:
 
 def _finish(scoring: Scoring, plan: _Plan, cut: Sequence[Piece]) -> Scored:
     scored = _so_far(scoring.output, cut)
+    if scored.pieces != scored.of_pieces:
+        raise Conflict(
+            f"of {scored.of_pieces} pieces {scored.pieces} are whole in {scoring.output}: what was there is gone; score into "
+            "it again to go on"
+        )
     parts = [
         {
             "file": f"parts/{_name(done.piece, done.part)}.parquet" if done.sha256 is not None else None,
@@ -442,7 +496,7 @@ class _Part:
         self._number = number
         self._schema = schema
         self._name = _name(piece.number, number)
-        self._is_there = _done(scoring.output, piece.number, number) is not None
+        self._there = _done(scoring.output, piece, number)
         self._reasons: dict[int, str] = {}
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
@@ -455,7 +509,7 @@ class _Part:
     def add(self, values: dict[str, pa.Array], length: int, numbers: Any, rejects: _Rejects) -> None:
         """Answer these rows."""
         self.until = int(numbers[-1])
-        if self._is_there:
+        if self._there is not None:
             return
         fed = self._engine.feeder.feed(values, length)
         fits: Mask = fed.fits
@@ -500,7 +554,7 @@ class _Part:
         if values.type == wanted:
             return values
         kind = next((kind for kind, arrow in ARROW.items() if arrow == wanted), None)
-        return convert(values, kind).values if kind is not None else values.cast(wanted)
+        return convert(values, kind, limit=None).values if kind is not None else values.cast(wanted)
 
     def _flush(self) -> None:
         if self._writer is None:
@@ -518,8 +572,17 @@ class _Part:
             self._held = []
 
     def close(self, told: dict[int, str], *, last: bool = False, unreadable: str | None = None) -> None:
-        """The part whole in its files, and its last word after them."""
-        if self._is_there:
+        """The part whole in its files, and its last word after them. Raises `Unavailable` where the piece ended elsewhere
+        before: what is there, or what is read now, is wrong."""
+        more = last and _done(self._scoring.output, self._piece, self._number + 1) is not None
+        if more or (self._there is not None and self._there.last != last):
+            raise Unavailable(
+                f"{self._piece.file.name} was read to another row before: now part {self._number} of its piece is "
+                f"{'' if last else 'not '}the last ({unreadable or 'no error'}); score into the same folder again, or, if that "
+                "does not help, into another",
+                file=self._piece.file.name,
+            )
+        if self._there is not None:
             return
         output, reasons = self._scoring.output, {**self._reasons, **told}
         sha256, size = None, 0
@@ -551,6 +614,9 @@ class _Part:
             last,
             unreadable,
             unreadable or (reasons[min(reasons)] if reasons else None),
+            self._piece.file.name,
+            self._piece.first_row,
+            self._piece.groups,
         )
         with whole_file(output / "done" / f"{self._name}.json") as writer:
             writer.write(_pretty(done))

@@ -94,7 +94,7 @@ def _column(tensor: Tensor, values: pa.Array) -> tuple[Array, Mask]:
         return _texts(values)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         # As the tables read text where they hold a number.
-        converted = convert(values, {"f": "double", "b": "bool"}.get(kind, "int64"))
+        converted = convert(values, {"f": "double", "b": "bool"}.get(kind, "int64"), limit=None)
         found, wrong = _column(tensor, converted.values)
         wrong[list(converted.bad)] = True
         return found, wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,9 +18,9 @@ from deltalake.exceptions import DeltaError
 
 from dropforge.adapters.tabular.layout import open_source
 from dropforge.adapters.tabular.parquet_source import ParquetSource
-from dropforge.adapters.tabular.problems import Problems
+from dropforge.adapters.tabular.problems import Problems, Unreadable, may_pass
 from dropforge.adapters.tabular.sources import Block
-from dropforge.domain.errors import BadInput, NotFound
+from dropforge.domain.errors import BadInput, NotFound, Unavailable
 from dropforge.ports import TableRules
 
 Format = Literal["csv", "parquet", "jsonl"]
@@ -127,7 +128,7 @@ def _table(folder: Path, version: int | None) -> Inputs:
 
 
 def pieces(inputs: Inputs, rows: int) -> list[Piece]:
-    """The inputs in pieces of about so many rows, where a file can be cut."""
+    """The inputs in pieces of about so many rows, where a file can be cut. Raises `Unavailable`."""
     found: list[Piece] = []
     for file in inputs.files:
         if file.format != "parquet":
@@ -140,8 +141,9 @@ def pieces(inputs: Inputs, rows: int) -> list[Piece]:
 
 def _groups(file: InputFile, rows: int) -> Iterator[tuple[tuple[int, ...] | None, int]]:
     try:
-        metadata = pq.ParquetFile(file.path).metadata
-    except (pa.ArrowException, OSError):
+        with _errors(file, Problems()):
+            metadata = pq.ParquetFile(file.path).metadata
+    except Unreadable:
         # Told when it is read.
         yield None, 0
         return
@@ -155,12 +157,30 @@ def _groups(file: InputFile, rows: int) -> Iterator[tuple[tuple[int, ...] | None
         yield None, 0
 
 
+@contextmanager
+def _errors(file: InputFile, problems: Problems) -> Iterator[None]:
+    """What may pass ends the scoring, and is no word on the file: that would be kept for ever."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, MemoryError, Unreadable) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+        if may_pass(error.__cause__ if isinstance(error, Unreadable) else error):
+            message = f"{file.name} cannot be read now: {reason}; score into the same folder again to go on"
+            raise Unavailable(message, file=file.name) from error
+        if isinstance(error, Unreadable):
+            raise
+        raise problems.stop("format", None, f"the file cannot be read any further: {reason}") from error
+
+
 class Opened:
-    """A piece, open. Raises `Unreadable` for a file that is not of its format; `names` are the columns that it has."""
+    """A piece, open. Raises `Unreadable` for a file that is not of its format, `Unavailable` for what may pass; `names` are
+    the columns that it has."""
 
     def __init__(self, piece: Piece, problems: Problems) -> None:
         self._piece = piece
-        self._source = open_source(Path(piece.file.path), TableRules(piece.file.format, max_bytes=_NO_LIMIT), problems)
+        rules = TableRules(piece.file.format, max_bytes=_NO_LIMIT)
+        with _errors(piece.file, problems):
+            self._source = open_source(Path(piece.file.path), rules, problems)
         self.names = tuple(self._source.columns)
         # Of a column that no table has (a list), None.
         self.kinds = dict(self._source.columns)
@@ -169,26 +189,25 @@ class Opened:
         """A column's type where the file tells it."""
         if not isinstance(self._source, ParquetSource):
             return None
-        return pq.read_schema(self._piece.file.path).field(name).type
+        with _errors(self._piece.file, Problems()):
+            return pq.read_schema(self._piece.file.path).field(name).type
 
     def blocks(self, names: Collection[str], problems: Problems) -> Iterator[Block]:
         """The rows, with the numbers they have in the file, counted from 1."""
-        if self._piece.groups is None:
-            yield from self._source.blocks(names, problems)
-            return
-        wanted = [name for name in self.names if name in names]
+        with _errors(self._piece.file, problems):
+            if self._piece.groups is None:
+                yield from self._source.blocks(names, problems)
+            else:
+                yield from self._rows_of(self._piece.groups, [name for name in self.names if name in names])
+
+    def _rows_of(self, groups: tuple[int, ...], wanted: list[str]) -> Iterator[Block]:
         start = self._piece.first_row
-        try:
-            with pq.ParquetFile(self._piece.file.path, pre_buffer=False) as file:
-                groups = list(self._piece.groups)
-                for batch in file.iter_batches(_BLOCK_ROWS, groups, wanted, use_threads=False):
-                    batch.validate(full=True)
-                    values = dict(zip(batch.schema.names, batch.columns, strict=True))
-                    yield Block(values, batch.num_rows, _after(start))
-                    start += batch.num_rows
-        except (pa.ArrowException, OSError, ValueError) as error:
-            message = f"the file cannot be read any further: {str(error).splitlines()[0][:300]}"
-            raise problems.stop("format", None, message) from error
+        with pq.ParquetFile(self._piece.file.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BLOCK_ROWS, list(groups), wanted, use_threads=False):
+                batch.validate(full=True)
+                values = dict(zip(batch.schema.names, batch.columns, strict=True))
+                yield Block(values, batch.num_rows, _after(start))
+                start += batch.num_rows
 
 
 def _after(start: int) -> Callable[[int], int]:

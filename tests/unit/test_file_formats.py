@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import gzip
 import io
 import json
 import os
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -233,6 +235,16 @@ def test_parquet_that_claims_more_than_allowed_is_not_read(look: Look) -> None:
     assert problem.rule == "max_bytes" and "wanted at most 1,000,000 bytes" in problem.message
 
 
+def test_a_parquet_file_that_is_not_to_blame_is_not_called_broken(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(pq.ParquetFile):  # type: ignore[misc]
+        def iter_batches(self, *_: object, **__: object) -> Iterator[pa.RecordBatch]:
+            raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(pq, "ParquetFile", Failing)
+    with pytest.raises(OSError, match="no answer"):
+        look(pa.table({"a": [1]}), "parquet")
+
+
 def _good_parquet() -> bytes:
     file = io.BytesIO()
     rows = {"a": list(range(200)), "s": [str(i) for i in range(200)], "t": [datetime(2013, 1, 1, tzinfo=UTC)] * 200}
@@ -303,6 +315,19 @@ def test_json_values_of_several_types_are_text_or_misfits(look: Look) -> None:
     assert (problem.rows, problem.values) == ((2, 3, 4), ("x", "true", "123456789012345678901234567890"))
 
 
+@pytest.mark.parametrize("rows", [1, 20_000])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(2**53, "double"), (-(2**53), "double"), (2**53 + 1, "string"), (-(2**53) - 1, "string")]
+)
+def test_json_whole_numbers_that_a_double_would_round_make_no_double(
+    look: Look, monkeypatch: pytest.MonkeyPatch, number: int, kind: str, rows: int
+) -> None:
+    monkeypatch.setattr(jsonl_source, "BLOCK_ROWS", rows)
+
+    assert types(look(f'{{"a": {number}}}\n{{"a": 1.5}}\n', "jsonl")) == {"a": kind}
+    assert types(look(f'{{"a": 1.5}}\n{{"a": {number}}}\n', "jsonl")) == {"a": kind}
+
+
 def test_nested_json_is_a_problem(look: Look) -> None:
     problem = only(look('{"a": {"b": 1}, "c": 1}\n', "jsonl"))
 
@@ -362,6 +387,24 @@ def test_integers_survive_or_are_named(values: list[int | None]) -> None:
     fits = [value is None or -(2**63) <= value < 2**63 for value in values]
     assert converted.bad == tuple(index for index, fit in enumerate(fits) if not fit)
     assert converted.values.to_pylist() == [value if fit else None for value, fit in zip(values, fits, strict=True)]
+
+
+NUMBERLIKE = st.one_of(
+    st.text("019.+-eExXfain \u2009", max_size=6),
+    st.integers(-(2**65), 2**65).map(str),
+    st.floats().map(str),
+    st.sampled_from(["NA", "", "true", "False", "yes", "9007199254740993.0", "+9007199254740993", "1e400", "nan(1)"]),
+)
+
+
+@pytest.mark.parametrize("kind", ["int64", "double", "bool"])
+@given(texts=st.lists(NUMBERLIKE, min_size=1, max_size=30))
+def test_without_a_limit_every_value_is_what_it_is_alone(kind: str, texts: list[str]) -> None:
+    alone = [convert(pa.array([text]), kind) for text in texts]
+    together = convert(pa.array(texts), kind, limit=None)
+
+    assert together.bad == tuple(index for index, one in enumerate(alone) if one.bad)
+    assert together.values.to_pylist() == [one.values[0].as_py() for one in alone]
 
 
 NAIVE = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30))  # noqa: DTZ001 -- naive on purpose

@@ -28,6 +28,7 @@ _TYPES: dict[frozenset[type], pa.DataType] = {
 }
 _KINDS = {pa.null(): EMPTY, pa.bool_(): "bool", pa.int64(): "int64", pa.float64(): "double", pa.string(): "string"}
 _INT64 = range(-(2**63), 2**63)
+_EXACT_IN_DOUBLE = range(-(2**53), 2**53 + 1)
 
 
 class JsonlSource:
@@ -38,6 +39,8 @@ class JsonlSource:
         self._path = path
         self.columns: dict[str, str | None] = {}
         self.strange: dict[str, str] = {}
+        # Columns with whole numbers that no double holds.
+        self._long: set[str] = set()
         scratch = Problems()
         for records, _ in self._records(scratch, problems):
             for name in dict.fromkeys(key for record in records for key in record):
@@ -51,6 +54,8 @@ class JsonlSource:
         nested = types & {dict, list}
         if nested:
             self.strange[name] = " and ".join("objects" if kind is dict else "arrays" for kind in nested)
+        if int in types and _is_beyond(_EXACT_IN_DOUBLE, values):
+            self._long.add(name)
         found = None if name in self.strange else _KINDS[_arrow_type(types, values)]
         before = self.columns.get(name, EMPTY)
         if before is None or found is None:
@@ -58,7 +63,8 @@ class JsonlSource:
         elif EMPTY in (before, found) or before == found:
             self.columns[name] = before if found == EMPTY else found
         else:
-            self.columns[name] = "double" if {before, found} == {"int64", "double"} else "string"
+            exact = {before, found} == {"int64", "double"} and name not in self._long
+            self.columns[name] = "double" if exact else "string"
 
     def blocks(self, names: Collection[str], problems: Problems) -> Iterator[Block]:
         wanted = [name for name in self.columns if name in names]
@@ -116,11 +122,16 @@ def _parsed(line: bytes, row: int, problems: Problems) -> dict[str, Any] | None:
 
 
 def _arrow_type(types: set[type], values: list[Any]) -> pa.DataType:
-    """Mixed values, and whole numbers of more than 64 bits, are text as they stand in the file."""
+    """Mixed values, and whole numbers of more than 64 bits, are text as they stand in the file; beside fractions, those that
+    a double would round are too."""
     kind = _TYPES.get(frozenset(types - {type(None)}), pa.string())
-    if int in types and any(type(value) is int and value not in _INT64 for value in values):
+    if int in types and _is_beyond(_EXACT_IN_DOUBLE if float in types else _INT64, values):
         return pa.string()
     return kind
+
+
+def _is_beyond(limits: range, values: list[Any]) -> bool:
+    return any(type(value) is int and value not in limits for value in values)
 
 
 def _array(values: list[Any]) -> pa.Array:

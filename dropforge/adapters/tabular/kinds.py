@@ -54,6 +54,13 @@ _ZONE = r"\d[T ]\d{2}.*(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 _EXACT_IN_DOUBLE = 2**53
 # Values looked at one by one when a block does not convert as a whole; beyond that, bad slices are dropped uncounted.
 SALVAGE_LIMIT = 1000
+_DECIMAL = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+# What text must look like, at the least, to be read as that kind; a look costs far less than a try.
+_LOOKS = {
+    "int64": rf"^(?:{_DECIMAL}|[+-]?0[xX][0-9a-fA-F]+)$",
+    "double": rf"^(?:{_DECIMAL}|[+-]?(?i:inf(?:inity)?|nan.*))$",
+    "bool": r"^(?i:true|false|0|1)$",
+}
 
 _CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 
@@ -94,10 +101,11 @@ def natural_kind(arrow: pa.DataType) -> str | None:
     return next((kind for check, kind in checks if check(arrow)), None)
 
 
-def convert(values: pa.Array, kind: str) -> Converted:
+def convert(values: pa.Array, kind: str, limit: int | None = SALVAGE_LIMIT) -> Converted:
     """The values as that kind. Nothing is rounded, cut or guessed: what does not fit exactly is bad.
 
-    Naive times are UTC; not-a-number is null; integral floats fit integers; numbers fit text.
+    Naive times are UTC; not-a-number is null; integral floats fit integers; numbers fit text. Past `limit` bad values, good
+    ones beside them are lost too, and not in `bad`; None: never.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -105,10 +113,13 @@ def convert(values: pa.Array, kind: str) -> Converted:
         return Converted(_cast(values, kind))
     except _CAST_ERRORS:
         pass
+    hopeless: list[int] = []
+    if limit is None and kind in _LOOKS and natural_kind(values.type) == "string":
+        values, hopeless = _without_hopeless(values.cast(pa.string()), kind)
     parts: list[pa.Array] = []
     bad: list[int] = []
-    _salvage(values, kind, 0, parts, bad)
-    return Converted(pa.concat_arrays(parts), tuple(bad))
+    _salvage(values, kind, 0, parts, bad, limit)
+    return Converted(pa.concat_arrays(parts), tuple(sorted(hopeless + bad)))
 
 
 def infer_text(kind: str | None, values: pa.Array) -> str | None:
@@ -132,20 +143,42 @@ def _reads_as(values: pa.Array, kind: str) -> bool:
     return True
 
 
-def _salvage(values: pa.Array, kind: str, offset: int, parts: list[pa.Array], bad: list[int]) -> None:
+def _without_hopeless(values: pa.Array, kind: str) -> tuple[pa.Array, list[int]]:
+    """The text with null for what plainly is not of that kind, and where that was: to halve for each takes minutes."""
+    nothing = pa.scalar(None, pa.string())
+    text = _words_to_null(pc.utf8_trim_whitespace(values))
+    wrong = pc.invert(pc.match_substring_regex(text, _LOOKS[kind]))
+    if kind == "int64":
+        plain = pc.match_substring_regex(text, r"^-?[0-9]+$")
+        decimal = pc.match_substring_regex(text, f"^{_DECIMAL}$")
+        numbers = pc.if_else(decimal, text, nothing).cast(pa.float64())
+        # As `_integral` has it; a double also tells which plain ones are certainly too large.
+        most = pc.if_else(plain, 2.0**63, _EXACT_IN_DOUBLE - 1.0)
+        broken = pc.or_(pc.not_equal(pc.floor(numbers), numbers), pc.greater(pc.abs(numbers), most))
+        wrong = pc.or_(wrong, pc.fill_null(broken, False))
+        # "3.0" and 17 digits do not convert together; 3 and 17 digits do.
+        written = pc.and_(decimal, pc.invert(pc.or_(plain, wrong)))
+        text = pc.if_else(written, pc.if_else(written, numbers, None).cast(pa.int64()).cast(pa.string()), text)
+    wrong = pc.fill_null(wrong, False)
+    return pc.if_else(wrong, nothing, text), pc.indices_nonzero(wrong).to_pylist()
+
+
+def _salvage(
+    values: pa.Array, kind: str, offset: int, parts: list[pa.Array], bad: list[int], limit: int | None
+) -> None:
     """Halve until what does not convert stands alone."""
     try:
         parts.append(_cast(values, kind))
         return
     except _CAST_ERRORS:
         pass
-    if len(values) == 1 or len(bad) >= SALVAGE_LIMIT:
+    if len(values) == 1 or (limit is not None and len(bad) >= limit):
         parts.append(pa.nulls(len(values), ARROW[kind]))
         bad.append(offset)
         return
     middle = len(values) // 2
-    _salvage(values[:middle], kind, offset, parts, bad)
-    _salvage(values[middle:], kind, offset + middle, parts, bad)
+    _salvage(values[:middle], kind, offset, parts, bad, limit)
+    _salvage(values[middle:], kind, offset + middle, parts, bad, limit)
 
 
 def _cast(values: pa.Array, kind: str) -> pa.Array:

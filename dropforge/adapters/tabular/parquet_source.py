@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dropforge.adapters.tabular.kinds import natural_kind
-from dropforge.adapters.tabular.problems import Problems
+from dropforge.adapters.tabular.problems import Problems, may_pass
 from dropforge.adapters.tabular.sources import Block, check_names, look_at_start
 
 BATCH_ROWS = 65_536
@@ -81,6 +81,9 @@ def _errors(problems: Problems) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        # Memory may also run out by what a damaged file claims: of a dropped file that is a problem.
+        if isinstance(error, OSError) and may_pass(error):
+            raise
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         message = f"wanted a whole Parquet file, found one that cannot be read: {first_line}"
         raise problems.stop("format", None, message) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ from dropforge.ports import Problem
 MAX_PROBLEMS = 50
 MAX_SAMPLES = 20
 MAX_VALUE_CHARS = 80
+
+# What the operating system says of the places that a damaged file names; Arrow's own errors have no number.
+_OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
 
 
 class Unreadable(BadFile):
@@ -23,6 +27,13 @@ class _Found:
     count: int = 0
     rows: list[int] = field(default_factory=list)
     values: list[str] = field(default_factory=list)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether the machine is to blame for it and not the file: read again, the file may be fine."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _OF_CONTENT
+    return isinstance(error, MemoryError)
 
 
 class Problems:

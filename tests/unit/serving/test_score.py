@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import pytest
 from deltalake import write_deltalake
 from onnx import TensorProto, helper
 
-from dropforge.domain.errors import BadInput, NotFound, Refused
+from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, Unavailable
+from dropforge.serving import score as scoring_module
 from dropforge.serving.models import load
 from dropforge.serving.score import Scoring, score
 from dropforge.serving.score_inputs import find, pieces
@@ -49,6 +53,29 @@ def numbers(rows: int, start: int = 0) -> pa.Table:
 
 
 NUMBERS = onnx_models.scaled(2, 3, ["a", "b", "c"])
+
+
+def parquet_that(act: Callable[[], None], where: str, after: int = 0) -> type[pq.ParquetFile]:
+    """Parquet files of which the footer, or the rows, are read after that many others only once `act` is done."""
+    reads = iter(range(1_000_000))
+
+    class Acting(pq.ParquetFile):  # type: ignore[misc]
+        @property
+        def metadata(self) -> Any:
+            if where == "footer" and next(reads) >= after:
+                act()
+            return super().metadata
+
+        def iter_batches(self, *told: Any, **named: Any) -> Iterator[Any]:
+            if where == "rows" and next(reads) >= after:
+                act()
+            yield from super().iter_batches(*told, **named)
+
+    return Acting
+
+
+def no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "a share")
 
 
 def test_rows_are_answered_beside_their_keys_and_bad_ones_are_told_of(tmp_path: Path) -> None:
@@ -212,6 +239,123 @@ def test_another_scoring_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     pq.write_table(numbers(6), tmp_path / "x.parquet")
     with pytest.raises(Refused, match="with other inputs"):
         score(replace(one, inputs=find(str(tmp_path / "x.parquet"))))
+
+
+def test_a_cell_that_is_no_number_costs_its_own_row_only_however_many_there_are(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b,c\n" + "".join(f"{n if n % 2 else '?'},1,2\n" for n in range(8000)))
+    found = score(asked(tmp_path, NUMBERS, tmp_path / "x.csv"))
+    assert (found.rows, found.rejected) == (4000, 4000)
+    assert [(row["_row"], row["y"][0]) for row in results(tmp_path)] == [(n + 1, 2.0 * n) for n in range(1, 8000, 2)]
+    assert [row for row, _ in rejects(tmp_path)] == list(range(1, 8001, 2))
+
+
+@pytest.mark.parametrize(("where", "after"), [("footer", 0), ("footer", 3), ("rows", 0), ("rows", 3)])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "no answer"), OSError(errno.EMFILE, "too many"), MemoryError(), pa.ArrowMemoryError("x")],
+)
+def test_what_may_pass_ends_the_scoring_and_is_no_word_on_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str, after: int
+) -> None:
+    pq.write_table(numbers(1000), tmp_path / "x.parquet", row_group_size=100)
+    one = asked(tmp_path, NUMBERS, tmp_path / "x.parquet", part_rows=300)
+    score(replace(one, output=tmp_path / "whole"))
+
+    def fail() -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq, "ParquetFile", parquet_that(fail, where, after))
+        with pytest.raises(Unavailable, match=r"x.parquet cannot be read now: .*; score into the same folder again"):
+            score(one)
+    assert not (one.output / "manifest.json").exists()
+    score(one)
+    assert tree(one.output) == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("content", ["", 'a,b,c\n1,2,3\n4,"5,6\n', "a,b,c\n" + "1,2,3\n" * 300])
+def test_a_file_that_ends_before_what_is_there_of_it_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.csv").write_text("a,b,c\n" + "".join(f"{n},1,2\n" for n in range(1000)))
+    one = asked(tmp_path, NUMBERS, tmp_path / "x.csv", part_rows=200)
+    score(one)
+    for lost in ("done/00000-0003.json", "manifest.json"):
+        (one.output / lost).unlink()
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(Unavailable, match="was read to another row before"):
+        score(one)
+    assert not (one.output / "manifest.json").exists()
+
+
+def test_a_manifest_is_written_of_whole_pieces_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_module, "_LOOK_SECONDS", 0.0)
+    pq.write_table(numbers(5), tmp_path / "x.parquet")
+    one = asked(tmp_path, NUMBERS, tmp_path / "x.parquet")
+    first = one.output / "done/00000-0000.json"
+    with pytest.raises(Conflict, match="of 1 pieces 0 are whole"):
+        score(one, progress=lambda _: first.unlink(missing_ok=True))
+    assert not (one.output / "manifest.json").exists()
+
+
+def test_pieces_that_are_cut_otherwise_on_going_on_do_not_mix(tmp_path: Path) -> None:
+    table = tmp_path / "table"
+    for start in (0, 100):
+        write_deltalake(str(table), numbers(6, start), mode="append")
+    inputs = find(str(table))
+    path = Path(inputs.files[0].path)
+    pq.write_table(pq.read_table(path), path, row_group_size=2)
+    one = Scoring(deployment(tmp_path, NUMBERS), inputs, tmp_path / "out", keys=("id",), part_rows=2)
+    assert (score(one).rows, len(pieces(inputs, 2))) == (12, 4)
+    # A file of a table is known by its name; what was three pieces is one now, which cannot be read.
+    path.write_bytes(path.read_bytes()[:-20])
+    found = score(one)
+    assert (found.rows, found.pieces) == (6, 2) and found.unreadable[0][0] == inputs.files[0].name
+    assert {row["_file"] for row in results(tmp_path)} == {inputs.files[1].name}
+    listed = json.loads((one.output / "manifest.json").read_text())["parts"]
+    assert sum(part["rows"] for part in listed) == len(results(tmp_path)) == 6
+    assert len(list((one.output / "done").iterdir())) == len(listed)
+
+
+def test_parts_of_an_earlier_version_that_do_not_name_their_file_are_refused(tmp_path: Path) -> None:
+    pq.write_table(numbers(5), tmp_path / "x.parquet")
+    one = asked(tmp_path, NUMBERS, tmp_path / "x.parquet")
+    score(one)
+    path = one.output / "done/00000-0000.json"
+    told = json.loads(path.read_text())
+    assert (told["file"], told["first_row"], told["groups"]) == ("x.parquet", 0, [0])
+    path.write_text(json.dumps({name: told[name] for name in told if name not in ("file", "first_row", "groups")}))
+    with pytest.raises(Refused, match=r"parts of an earlier version .*; name another folder"):
+        score(one)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_scorings_that_start_at_once_in_one_folder_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    pq.write_table(numbers(5), tmp_path / "x.parquet")
+    one = asked(tmp_path, NUMBERS, tmp_path / "x.parquet")
+    other = replace(one, keys=("id",))
+
+    def meanwhile() -> None:
+        monkeypatch.undo()
+        if not links:
+            monkeypatch.setattr(os, "link", no_links)
+        score(other)
+
+    monkeypatch.setattr(pq, "ParquetFile", parquet_that(meanwhile, "rows"))
+    with pytest.raises(Refused, match="holds a scoring with other keys; name another folder"):
+        score(one)
+    assert [row["id"] for row in results(tmp_path)] == list(range(5))
+    assert json.loads((one.output / "plan.json").read_text())["keys"] == ["id"]
+    assert not list(one.output.rglob("*.part"))
+
+
+def test_whole_numbers_of_json_lines_are_not_rounded_by_the_fractions_beside_them(tmp_path: Path) -> None:
+    data = onnx_models.columns()
+    lines = [{"seats": 2**53 + 1}, {"seats": 1.0}, {"seats": 1.5}, {"seats": 4}]
+    whole = {"origin": "EWR", "distance": 1.5, "late": True}
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(whole | line) + "\n" for line in lines))
+    score(asked(tmp_path, data, tmp_path / "x.jsonl"))
+    assert [(row["_row"], row["seats_out"]) for row in results(tmp_path)] == [(1, 2**53 + 1), (2, 1), (4, 4)]
 
 
 def test_large_files_are_cut_where_they_can_be(tmp_path: Path) -> None:

@@ -95,6 +95,25 @@ def test_text_that_reads_as_a_number_feeds_a_number() -> None:
     assert fed.feeds["x"].tolist() == [["007"], [" x"]]
 
 
+@pytest.mark.parametrize(
+    ("datatype", "good", "bad"),
+    [
+        ("FP32", "1.5", "?"),
+        ("FP64", "inf", "2013-01-31"),
+        ("INT64", "7", "1.5"),
+        ("INT64", "9007199254740993", "99999999999999999999"),
+        ("BOOL", "true", "yes"),
+    ],
+)
+def test_each_of_many_bad_cells_costs_its_own_row_only(datatype: str, good: str, bad: str) -> None:
+    texts = [bad if place % 3 == 1 else good for place in range(30_000)]
+    fed = Feeder([tensor(datatype)], None).feed({"x": pa.array(texts)}, len(texts))
+    (want,) = set(Feeder([tensor(datatype)], None).feed({"x": pa.array([good])}, 1).feeds["x"].ravel().tolist())
+    assert fed.fits.tolist() == [text == good for text in texts]
+    assert set(fed.feeds["x"].ravel().tolist()) == {want} and len(fed.feeds["x"]) == 20_000
+    assert sorted(fed.reasons) == list(range(1, 30_000, 3))
+
+
 def test_a_matrix_takes_its_columns_in_order() -> None:
     matrix = Tensor("m", KINDS["tensor(float)"], ("N", 2))
     fed = Feeder([matrix], ["b", "a"]).feed({"a": pa.array([1, 2]), "b": pa.array([3.0, None])}, 2)
