@@ -8,9 +8,13 @@ DROPFORGE_SERVE_WORKERS, DROPFORGE_SERVE_LOG_REQUESTS, and DROPFORGE_DEPLOYMENT 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    # Before anything large is loaded.
+    import signal
+
     from dropforge.serving.allocator import start_again_for_models
 
+    # It would end the process until there is something to do at it. Nothing is missed: the certificate is read later.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Before anything large is loaded.
     start_again_for_models()
 
 import argparse
@@ -66,6 +70,8 @@ SWITCH_SECONDS = 0.0001
 # What `--log-requests` says where it is not given.
 LOG_REQUESTS = "DROPFORGE_SERVE_LOG_REQUESTS"
 
+# What the ports speak, by its names in TLS.
+_PROTOCOLS = ("http/1.1", "h2")
 # Who connects and does not say hello, or good-bye, is not waited for.
 _TLS_TIMES: dict[str, Any] = {"ssl_handshake_timeout": 10.0, "ssl_shutdown_timeout": 5.0}
 _CANNOT_LISTEN = "cannot listen on %s:%d: %s; choose another --host, --port or --grpc-port"
@@ -197,6 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.root and not os.environ.get("DROPFORGE_STORAGE"):
         parser().error("--root must name a folder or a container, or DROPFORGE_STORAGE the storage account")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    if options.tls_cert is None and sys.stderr.isatty():
+        # It has nothing to do at it but to end with its terminal.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     key = os.environ.get(options.key_env, "").strip() or None
     if key is None and not options.no_key and not options.entra_tenant:
         log.error(
@@ -252,6 +261,16 @@ def _name(port: int) -> str:
 
 
 async def _serve(options: argparse.Namespace, key: str | None) -> int:
+    certificate: Certificate | None = None
+
+    def renew() -> None:
+        if certificate is not None:
+            certificate.reload()
+
+    loop = asyncio.get_running_loop()
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        # Before the certificate is read, or one that is replaced right after would not be seen.
+        loop.add_signal_handler(signal.SIGHUP, renew)
     listeners: list[socket.socket] = []
     for _, port in _ports(options):
         try:
@@ -265,6 +284,8 @@ async def _serve(options: argparse.Namespace, key: str | None) -> int:
         source = open_source(options.root, replica)
         provider = wanted_provider(os.environ)
         certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
+        # Now, when a pair that cannot be used still ends the start.
+        contexts = [certificate.context(each) if certificate else None for each in _PROTOCOLS[: len(listeners)]]
         tokens = await _tokens(options)
         shares = shares_of(options.log_requests or words_of(os.environ.get(LOG_REQUESTS, "")))
         watch = open_watch(shares, source.keep, replica, options.log_seconds, os.environ)
@@ -291,10 +312,9 @@ async def _serve(options: argparse.Namespace, key: str | None) -> int:
         busy_poll_seconds=_busy_poll_seconds(options),
     )
     connections = Connections(limits)
-    loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     work = [asyncio.create_task(converger.run()), asyncio.create_task(stop.wait())]
     if options.share_port:
         # The other workers answer until this one can.
@@ -304,15 +324,13 @@ async def _serve(options: argparse.Namespace, key: str | None) -> int:
             made,
             sock=listener,
             backlog=1024,
-            ssl=certificate.context(protocol) if certificate else None,
-            **_TLS_TIMES if certificate else {},
+            ssl=context,
+            **_TLS_TIMES if context else {},
         )
-        for listener, (protocol, made) in zip(
-            listeners, _spoken(server, access_log, connections, len(listeners)), strict=True
+        for listener, context, made in zip(
+            listeners, contexts, _spoken(server, access_log, connections, len(listeners)), strict=True
         )
     ]
-    if certificate is not None:
-        loop.add_signal_handler(signal.SIGHUP, certificate.reload)
     log.info("replica %s listens on %s://%s:%d", replica, "https" if certificate else "http", options.host, port)
     for listener in listeners[1:]:
         log.info("replica %s listens on grpc://%s:%d", replica, options.host, listener.getsockname()[1])
@@ -349,15 +367,15 @@ def _busy_poll_seconds(options: argparse.Namespace) -> float:
 
 def _spoken(
     server: Server, access_log: AccessLog | None, connections: Connections, ports: int
-) -> list[tuple[str, Callable[[], asyncio.Protocol]]]:
-    """By its name in TLS, what makes the object for a new connection of each port."""
+) -> list[Callable[[], asyncio.Protocol]]:
+    """What makes the object for a new connection of each port."""
     app = server if access_log is None else access_log.of(server)
-    spoken: list[tuple[str, Callable[[], asyncio.Protocol]]] = [("http/1.1", lambda: Connection(app, connections))]
+    spoken: list[Callable[[], asyncio.Protocol]] = [lambda: Connection(app, connections)]
     if ports > 1:
         # Protobuf and HPACK, which a server of HTTP alone does without.
         from dropforge.serving.grpc.service import speaker
 
-        spoken.append(("h2", speaker(server, connections)))
+        spoken.append(speaker(server, connections))
     return spoken
 
 

@@ -27,7 +27,7 @@ SHORT_LIFE_SECONDS = 10.0
 PAUSES_SECONDS = (0.1, 5.0)
 # Beyond what the workers give their own requests.
 PATIENCE_SECONDS = 40.0
-# The exit code of a server that can never start: its settings are wrong.
+# The exit code of a server that cannot start. In a worker's first life: its settings are wrong, and it never can.
 CANNOT_START = 2
 
 _GROUP = Path("/sys/fs/cgroup")
@@ -99,12 +99,13 @@ class Supervisor:
     _code: int = 0
 
     async def run(self) -> int:
-        """The exit code: 0 after a clean end, 2 when no worker can start."""
+        """The exit code: 0 after a clean end, 2 when a worker cannot start for the first time."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+            loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
         workers = [asyncio.create_task(self._keep(number, stop)) for number in range(self.count)]
         await stop.wait()
         log.info("ending: %d workers finish what is in flight", len(self._processes))
@@ -122,6 +123,7 @@ class Supervisor:
 
     async def _keep(self, number: int, stop: asyncio.Event) -> None:
         pause, longest = PAUSES_SECONDS
+        has_lived = False
         while not stop.is_set():
             began = time.monotonic()
             code: int | None = None
@@ -133,10 +135,12 @@ class Supervisor:
                 what = f"cannot be started, perhaps there are too many processes or too little memory: {error}"
             if stop.is_set():
                 return
-            if code == CANNOT_START:
+            if code == CANNOT_START and not has_lived:
                 self._code = code
                 stop.set()
                 return
+            # What was wrong in a later life may be right again: a certificate and its key are replaced one after the other.
+            has_lived = has_lived or code is not None
             pause = PAUSES_SECONDS[0] if time.monotonic() - began > SHORT_LIFE_SECONDS else min(2 * pause, longest)
             killed = "; killed, perhaps for want of memory: each holds all models, have fewer" if code == -9 else ""
             log.error("worker %s-%d %s; it is started again%s", self.replica, number, what, killed)

@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from dropforge.domain.endpoints import ReplicaState
-from tests.e2e.test_serving import WAIT_SECONDS, WITH_KEY, Replica, eventually, one_row
+from tests.e2e.test_serving import KEY, WAIT_SECONDS, WITH_KEY, Replica, eventually, one_row
 from tests.unit.serving import onnx_models
 from tests.unit.serving.entra import AUDIENCE, TENANT, Issuer, published
 from tests.unit.serving.onnx_models import deployment
@@ -108,6 +108,22 @@ def test_workers_do_not_outlive_the_one_above_them(start: Start) -> None:
     eventually(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+def test_sighup_ends_nobody_where_there_is_no_certificate(start: Start, tmp_path: Path) -> None:
+    replica = start("--workers", "2")
+    replica.publish(1, deployment(tmp_path, onnx_models.scaled(1), 1))
+    eventually(lambda: reports(replica, 1))
+    workers = children(replica.process.pid)
+    # As the one above them passes it on; that one last.
+    for pid in (*workers, replica.process.pid):
+        os.kill(pid, signal.SIGHUP)
+    with Asking(replica) as asking:
+        eventually(lambda: len(asking.statuses) > 20)
+    assert set(asking.statuses) == {200} and not asking.broken
+    assert children(replica.process.pid) == workers
+    assert replica.stop() == 0
+
+
 def test_settings_that_no_worker_can_start_with_end_all_of_them(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dropforge.serving", "--root", str(tmp_path), "--port", "0", "--no-key"]
     ended = subprocess.run(
@@ -122,8 +138,8 @@ def test_settings_that_no_worker_can_start_with_end_all_of_them(tmp_path: Path) 
 
 
 # ------------------------------------------------------------------------------------------------ TLS
-def _write(authority: trustme.CA, folder: Path) -> None:
-    made = authority.issue_cert("127.0.0.1")
+def _write(authority: trustme.CA, folder: Path, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> None:
+    made = authority.issue_cert("127.0.0.1", key_type=kind)
     (folder / "chain.pem").write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
     (folder / "key.pem").write_bytes(made.private_key_pem.bytes())
 
@@ -174,6 +190,59 @@ def test_a_certificate_is_replaced_while_it_serves_and_a_broken_one_is_not_taken
     assert replica.stop() == 0
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_a_certificate_with_another_type_of_key_takes_its_place_on_both_ports(start: Start, tmp_path: Path) -> None:
+    first, second = trustme.CA(), trustme.CA()
+    _write(first, tmp_path)
+    replica = start(
+        *("--tls-cert", str(tmp_path / "chain.pem"), "--tls-key", str(tmp_path / "key.pem"), "--grpc-port", "0")
+    )
+    port = eventually(lambda: replica.logged(r"listens on grpc://\S+:(\d+)"))
+    assert _ask(replica.port, _context(first))[0] == 200
+    assert _by_grpc(port, KEY, first) == "OK"
+    _write(second, tmp_path, trustme.KeyType.RSA)
+    replica.process.send_signal(signal.SIGHUP)
+    eventually(lambda: replica.logged("(certificate of .* is in use)"))
+    assert _ask(replica.port, _context(second))[0] == 200
+    assert _by_grpc(port, KEY, second) == "OK"
+    with pytest.raises(ssl.SSLCertVerificationError):
+        _ask(replica.port, _context(first))
+    with pytest.raises(ssl.SSLError):
+        _ask(replica.port, _context(second, ssl.TLSVersion.TLSv1_1))
+    assert replica.stop() == 0
+
+
+def test_a_certificate_is_replaced_while_a_worker_still_loads(tmp_path: Path) -> None:
+    _write(trustme.CA(), tmp_path)
+    # A pipe: who reads what is desired waits until somebody has written it.
+    desired = tmp_path / "serving" / "desired" / "flights.json"
+    desired.parent.mkdir(parents=True)
+    os.mkfifo(desired)
+    command = [sys.executable, "-m", "dropforge.serving", "--root", str(tmp_path / "serving"), "--port", "0"]
+    command += ["--no-key", "--share-port"]
+    command += ["--tls-cert", str(tmp_path / "chain.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            with desired.open("wb"):
+                worker.send_signal(signal.SIGHUP)
+                assert _says(worker, "is in use", never="listens on")
+                desired.unlink()
+            assert _says(worker, "listens on https")
+        finally:
+            worker.terminate()
+    assert worker.returncode == 0
+
+
+def _says(process: subprocess.Popen[str], words: str, never: str = "no such words") -> bool:
+    """Whether it does before its end."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        assert never not in line
+        if words in line:
+            return True
+    return False
+
+
 # ------------------------------------------------------------------------------------------------ tokens
 def test_a_server_takes_the_tokens_of_its_tenant_and_never_logs_one(start: Start, tmp_path: Path) -> None:
     with published(Issuer("k1")) as issuer:
@@ -196,9 +265,14 @@ def test_a_server_takes_the_tokens_of_its_tenant_and_never_logs_one(start: Start
     assert not any(part in said for token in tokens for part in token.split("."))
 
 
-def _by_grpc(port: str, token: str) -> str:
-    """The status of a question over gRPC."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+def _by_grpc(port: str, token: str, authority: trustme.CA | None = None) -> str:
+    """The status of a question over gRPC, with TLS when an authority is trusted."""
+    address, alone = f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        grpc.insecure_channel(address)
+        if authority is None
+        else grpc.secure_channel(address, grpc.ssl_channel_credentials(authority.cert_pem.bytes()), alone)
+    ) as channel:
         ask = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
         try:
             ask(b"", timeout=WAIT_SECONDS, metadata=[("authorization", f"Bearer {token}")])

@@ -1,9 +1,10 @@
-"""How many workers there are: cores, quotas and GPUs."""
+"""How many workers there are (cores, quotas and GPUs), and which of them are started again."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,42 @@ def test_a_worker_that_the_system_cannot_start_is_tried_again(
     wrong.write_text(f"#!/bin/sh\nexit {CANNOT_START}\n")
     wrong.chmod(0o755)
     assert asyncio.run(scenario()) == CANNOT_START
+
+
+def test_a_worker_that_cannot_start_again_for_a_moment_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "PAUSES_SECONDS", (0.001, 0.01))
+    command = tmp_path / "worker"
+    # The first life of the one that dies ends at once, each later one finds something wrong until there is a file `right`.
+    command.write_text(
+        f"""#!/bin/sh
+cd {tmp_path}
+case "$*" in
+    *"--replica r-1 "*) echo >> began; exec sleep 60 ;;
+esac
+[ -e lived ] || {{ touch lived; exit 1; }}
+[ -e right ] || exit {CANNOT_START}
+touch back
+exec sleep 60
+"""
+    )
+    command.chmod(0o755)
+
+    async def scenario() -> int:
+        async with asyncio.timeout(20):
+            running = asyncio.create_task(Supervisor([str(command)], 2, "r").run())
+            while caplog.text.count(f"worker r-0 ended ({CANNOT_START}); it is started again") < 3:
+                assert not running.done()
+                await asyncio.sleep(0.002)
+            (tmp_path / "right").touch()
+            while not ((tmp_path / "back").exists() and (tmp_path / "began").exists()):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.002)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return await running
+
+    assert asyncio.run(scenario()) == 0
+    assert (tmp_path / "began").read_text() == "\n"
 
 
 @pytest.mark.parametrize(
