@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -66,12 +67,14 @@ class Cache:
             return False
         with file:
             fcntl.flock(file, fcntl.LOCK_SH)
+            status = os.fstat(file.fileno())
             # It may have been removed before it was locked.
-            if not os.fstat(file.fileno()).st_nlink:
+            if not status.st_nlink:
                 return False
             if not known and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                 return False
-            os.utime(path)
+            # Read, not written: another process may be loading it, and looks whether it changes.
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
             # Only now, so that it is never free for others to remove.
             if sha256 in self._held:
                 os.close(self._held[sha256])
@@ -107,7 +110,7 @@ def _aged(paths: Iterable[Path]) -> Iterator[tuple[int, int, Path]]:
         # Others remove files as well.
         with suppress(FileNotFoundError):
             status = path.stat()
-            yield status.st_mtime_ns, status.st_size, path
+            yield status.st_atime_ns, status.st_size, path
 
 
 def _removed(path: Path) -> bool:

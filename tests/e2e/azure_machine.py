@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -113,8 +114,14 @@ class Cloud:
             {"authorization": f"Bearer {key}", "content-type": "application/json"},
         )
         context = create_default_context(cafile=str(self.plane.ca_file))
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
-            told: dict[str, Any] = json.loads(answer.read())
+        try:
+            with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+                told: dict[str, Any] = json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                containers = {name: text for name, text in self.logs().items() if name.startswith("containers/")}
+                said = f"{error}: {error.read().decode()}"
+            raise AssertionError(f"{said}\n{self.plane.endpoints[ENDPOINT]}\n{containers}") from None
         return told
 
     def logs(self) -> dict[str, str]:
