@@ -25,6 +25,8 @@ async def sweep(timer: func.TimerRequest, client: df.DurableOrchestrationClient)
         await start(client, flow)
     for flow in await asyncio.to_thread(steps.train.sweep, ports()):
         await start(client, flow)
+    for flow in await asyncio.to_thread(steps.deploy.sweep, ports()):
+        await start(client, flow)
     for flow in await asyncio.to_thread(steps.alerts.sweep, ports()):
         await start(client, flow)
     for told in await asyncio.to_thread(steps.commands.sweep, ports(), settings(), now):

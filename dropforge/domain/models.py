@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -52,3 +53,14 @@ class Alias:
     version: int
     etag: str
     history: tuple[int, ...] = field(default=())
+
+
+def standing(moves: Iterable[int]) -> list[int]:
+    """The versions that an alias lies on after these moves, the one it points to last: a move to a version that lies there
+    already takes off what came after it, so that who goes back twice goes back two, and never to what was taken off."""
+    found: list[int] = []
+    for version in moves:
+        if version in found:
+            del found[found.index(version) :]
+        found.append(version)
+    return found

@@ -162,7 +162,8 @@ def plan_response(ports: Ports, id_: str, name: str, settings: Settings, now: da
         control.admit(ports, name, found.cause, now, settings.max_hops)
         if response.action is AlertAction.ROLLBACK and response.flow is None:
             flow = deploy.by_hand(ports, name, None, token=f"alert {id_}", cause=found.cause)
-            control.take_rollback(ports, name, id_, books.pipeline(ports.ledger, name).spec.budget.cool_down, now)
+            rest = books.pipeline(ports.ledger, name).spec.budget.cool_down
+            control.take_rollback(ports, name, id_, rest, now, deploy.taken_back_at(ports, name))
             _change(ports, id_, name, lambda each: replace(each, flow=each.flow or flow))
     except (Refused, NotFound) as error:
         _conclude(ports, id_, name, ResponseState.REFUSED, error.message, now)
@@ -189,6 +190,8 @@ def act_on_alert(ports: Ports, id_: str, name: str, now: datetime) -> Json:
             detail = "joined the run that is asked for already" if asked["state"] == "joined" else "asked for a run"
         case AlertAction.ROLLBACK:
             assert response.flow is not None
+            # Before the alert is answered: from here on the sweep starts the flow again should it fail.
+            deploy.publish_asked(ports, response.flow, now)
             flows = [response.flow]
             detail = f"puts version {response.flow['input']['version']} back"
         case AlertAction.PAUSE:

@@ -103,8 +103,11 @@ def accept(ports: Ports, settings: Settings, command: Command, now: datetime) ->
 
 
 def carried(ports: Ports, told: Json) -> None:
-    """What the command asked for has been started and woken: say so, and tell who waits for it."""
-    if told["start"] or told["raise"]:
+    """What the command asked for has been started and woken: say so, and tell who waits for it.
+
+    Not of a deployment: until it is published, nothing else says that it is wanted, should its flow fail. The sweep looks.
+    """
+    if (told["start"] or told["raise"]) and not any(_deploys(flow) for flow in told["start"]):
         ports.ledger.commit(books.partition_of(told["pipeline"]), [Delete(_todo(told["id"]))])
     outbox.flush(ports, books.partition_of(told["pipeline"]))
     if told["state"] == "refused":
@@ -133,7 +136,8 @@ def sweep(ports: Ports, settings: Settings, now: datetime) -> list[Json]:
             except DropforgeError as error:
                 log.warning("command %s of %s is carried out later: %s", row.value["id"], pipeline.name, error)
                 continue
-            found.append(told)
+            if told["start"] or told["raise"] or not told["repeated"]:
+                found.append(told)
     return found
 
 
@@ -228,12 +232,17 @@ def _to_carry(ports: Ports, partition: str, value: Json) -> Json:
     """
     if ports.ledger.get(partition, _todo(value["id"])) is None:
         return {"start": [], "raise": []}
-    start = list(value["start"])
+    asked_at = datetime.fromisoformat(value["asked_at"])
+    start = [flow for flow in value["start"] if not (_deploys(flow) and deploy.is_settled(ports, flow, asked_at))]
     if value["waiting"]:
         start += pipelines.waiting(ports, books.pipeline(ports.ledger, value["pipeline"]))
     if not start and not value["raise"]:
         ports.ledger.commit(partition, [Delete(_todo(value["id"]))])
     return {"start": start, "raise": value["raise"]}
+
+
+def _deploys(flow: Json) -> bool:
+    return bool(flow["flow"] == "deploy")
 
 
 def _command(value: Json) -> Command:

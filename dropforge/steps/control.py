@@ -159,10 +159,13 @@ def is_broken(ledger: Ledger, partition: str) -> bool:
     return read(ledger, partition)["breaker"] is not None
 
 
-def take_rollback(ports: Ports, name: str, alert: str, rest: timedelta | None, now: datetime) -> None:
+def take_rollback(
+    ports: Ports, name: str, alert: str, rest: timedelta | None, now: datetime, taken_back_at: datetime | None = None
+) -> None:
     """Note that an alert puts the champion before this one back; the same alert again changes nothing.
 
-    Raises `Refused` when another one did within the rest: this one may still be about the model that is gone.
+    Raises `Refused` when another one did within the rest, or the platform itself took a deployment back (`taken_back_at`):
+    this one may still be about the model that is gone.
     """
     least = max(rest or ROLLBACK_REST, ROLLBACK_REST)
 
@@ -174,6 +177,13 @@ def take_rollback(ports: Ports, name: str, alert: str, rest: timedelta | None, n
             raise Refused(
                 f"an alert rolled {name!r} back at {last['at']}, and the next may at {free.isoformat()}: it may be about "
                 "the model that is gone. A person may at any time: `rollback`",
+                pipeline=name,
+            )
+        if taken_back_at is not None and now < (free := taken_back_at + ROLLBACK_REST):
+            raise Refused(
+                f"the platform took the last deployment of {name!r} back at {taken_back_at.isoformat()}, and an alert may "
+                f"roll back at {free.isoformat()}: it may be about the model that is gone. A person may at any time: "
+                "`rollback`",
                 pipeline=name,
             )
         return {**value, "rolled_back": {"at": now.isoformat(), "alert": alert}}

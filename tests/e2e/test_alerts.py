@@ -159,7 +159,7 @@ def test_rollback_puts_the_champion_before_back(platform: Platform) -> None:
     webhook(platform, alert("rollback/1"))
     eventually(lambda: platform.status("alarm")["champion"] == 1, 30, platform.log)
     webhook(platform, alert("rollback/2"))
-    assert "may be about the model that is gone" in response(platform, "rollback/2", wanted="refused")["detail"]
+    assert "no earlier champion" in response(platform, "rollback/2", wanted="refused")["detail"]
     assert platform.status("alarm")["champion"] == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def test_a_command_is_carried_out_and_answered(world: World) -> None:
     assert world.champion() == 1
     (reply,) = world.replies.sent
     assert (reply.queue, reply.session_id, reply.correlation_id) == ("answers", "anna", "t-1")
+    # The deployment is published: the sweep that sees it has nothing left to start.
+    assert commands.sweep(world.ports, world.settings, datetime.now(UTC) + timedelta(minutes=1)) == []
     assert list(books.every(world.ports.ledger, "p.demo", "todo/")) == []
 
 

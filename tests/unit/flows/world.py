@@ -205,7 +205,8 @@ class World:
     def sweep(self) -> None:
         """Every timer goes off."""
         self.reconcile()
-        for flow in [*intake.sweep(self.ports), *train.sweep(self.ports), *alerts.sweep(self.ports)]:
+        flows = [intake.sweep(self.ports), train.sweep(self.ports), deploy.sweep(self.ports), alerts.sweep(self.ports)]
+        for flow in [each for found in flows for each in found]:
             self.start(flow)
 
     def succeed(self, run: str, *, better: bool, seconds: float = 5.0) -> None:
