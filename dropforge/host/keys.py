@@ -98,8 +98,10 @@ def _new_key() -> str:
 def _one_of(given: str | None, accepted: list[str]) -> bool:
     if not given:
         return False
+    # A header need not be UTF-8; aiohttp gives such bytes as surrogates.
+    raw = given.encode("utf-8", "surrogateescape")
     # Every key is compared, so the time taken does not tell which one came close.
-    return sum(hmac.compare_digest(given.encode(), key.encode()) for key in accepted) > 0
+    return sum(hmac.compare_digest(raw, key.encode()) for key in accepted) > 0
 
 
 def _read(path: Path) -> dict[str, Any]:

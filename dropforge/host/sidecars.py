@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # A process that lived so long had started well: the next restart is quick again.
 _LIVED_WELL_SECONDS = 30.0
 _READY_POLL_SECONDS = 0.05
+_END_POLL_SECONDS = 0.2
 _LOG_BYTES = 20 * 1024 * 1024
 
 
@@ -104,13 +106,13 @@ class Sidecars:
     async def _run_once(self, sidecar: Sidecar) -> str:
         """Run the process to its end; returns in words how it ended."""
         try:
-            process = await self._spawn(sidecar)
+            process = self._spawn(sidecar)
         except OSError as error:
             return f"cannot be started ({error})"
         self._pids[sidecar.name] = process.pid
         _log.info("%s started (process %d)", sidecar.name, process.pid)
         watch = asyncio.create_task(self._watch_ready(sidecar))
-        ended = asyncio.create_task(process.wait())
+        ended = asyncio.create_task(_end_of(process))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +128,7 @@ class Sidecars:
         code = await ended
         return f"died of signal {-code}" if code < 0 else f"ended with exit code {code}"
 
-    async def _spawn(self, sidecar: Sidecar) -> asyncio.subprocess.Process:
+    def _spawn(self, sidecar: Sidecar) -> subprocess.Popen[bytes]:
         log = self._log_path(sidecar)
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > _LOG_BYTES:
@@ -134,10 +136,9 @@ class Sidecars:
         # Isolated and without site: the wrapper needs two modules and is gone in milliseconds.
         wrapper = (sys.executable, "-I", "-S", sidecar_exec.__file__, str(os.getpid()))
         with log.open("ab") as output:
-            return await asyncio.create_subprocess_exec(
-                *wrapper,
-                *sidecar.argv,
-                stdin=asyncio.subprocess.DEVNULL,
+            return subprocess.Popen(
+                (*wrapper, *sidecar.argv),
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **sidecar.env},
@@ -145,7 +146,7 @@ class Sidecars:
                 start_new_session=True,
             )
 
-    async def _end(self, process: asyncio.subprocess.Process, ended: asyncio.Task[int]) -> None:
+    async def _end(self, process: subprocess.Popen[bytes], ended: asyncio.Task[int]) -> None:
         _signal(process, signal.SIGTERM)
         done, _ = await asyncio.wait({ended}, timeout=self._grace_seconds)
         if not done:
@@ -164,6 +165,26 @@ class Sidecars:
         return self._logs / f"{sidecar.name}.log"
 
 
+async def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the process to end; its exit code. Takes no thread, as asyncio does for each process before Python 3.12:
+    when that cannot be started, the process runs on with nobody to end it."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # another system, an old kernel, no descriptor left
+        while process.poll() is None:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(_END_POLL_SECONDS)
+        return process.wait()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return process.wait()
+
+
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
     try:
         async with session.get(url) as response:
@@ -172,7 +193,7 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     # To the whole group: a server may have workers of its own.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)

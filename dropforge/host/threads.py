@@ -31,7 +31,8 @@ class FunctionThreads(Executor):
         self._closed = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run the call in one of the threads; calls wait in order while all are busy."""
+        """Run the call in one of the threads; calls wait in order while all are busy. Raises `RuntimeError` after
+        `shutdown`, and when there is no thread and none can be started."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -50,8 +51,7 @@ class FunctionThreads(Executor):
             if self._idle:
                 self._idle -= 1
             elif self._threads < self._count:
-                self._threads += 1
-                threading.Thread(target=self._serve, name=f"function-{self._threads}", daemon=True).start()
+                self._add_thread()
             self._work.put(run)
         return future
 
@@ -61,6 +61,17 @@ class FunctionThreads(Executor):
             self._closed = True
             for _ in range(self._threads):
                 self._work.put(None)
+
+    def _add_thread(self) -> None:
+        thread = threading.Thread(target=self._serve, name=f"function-{self._threads + 1}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system has no more threads now. The call waits for one of ours, and only without any it never ran.
+            if not self._threads:
+                raise
+        else:
+            self._threads += 1
 
     def _serve(self) -> None:
         while (work := self._work.get()) is not None:

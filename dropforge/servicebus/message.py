@@ -23,6 +23,8 @@ from dropforge.servicebus.amqp.values import Int, Raw, Symbol, Timestamp, ULong
 from dropforge.servicebus.errors import bad_field
 
 MAX_TTL_MS: Final = 0xFFFFFFFF
+# 9999-12-31T23:59:59.999Z: what the service calls "never".
+NEVER: Final = 253_402_300_799_999
 
 
 class MessageState(IntEnum):
@@ -205,8 +207,8 @@ class Message:
         if max(map(len, fields), default=0) > 9:
             raise bad_field("expected numbers and booleans in the header of a message, found something longer")
         ttl = [decode(field)[0] for field in fields][2] if len(fields) > 2 else None
-        if ttl is not None and (not isinstance(ttl, int) or ttl < 0):
-            raise bad_field(f"expected the header's ttl as milliseconds, found {ttl!r}")
+        if ttl is not None and (not isinstance(ttl, int) or not 0 <= ttl <= MAX_TTL_MS):
+            raise bad_field(f"expected the header's ttl as 0 to {MAX_TTL_MS} milliseconds, found {ttl!r}")
         self.ttl_ms = None if ttl is None else int(ttl)
         self._header = _delivered_header(fields)
 
@@ -216,8 +218,11 @@ class Message:
         for key, value in entries:
             if key == "x-opt-scheduled-enqueue-time":
                 due = decode(value)[0]
-                if due is not None and not isinstance(due, int):
-                    raise bad_field(f"expected x-opt-scheduled-enqueue-time as a timestamp, found {due!r:.80}")
+                # A time that has passed is none; one that no calendar has could not be stored.
+                if due is not None and (not isinstance(due, int) or due > NEVER):
+                    raise bad_field(
+                        f"expected x-opt-scheduled-enqueue-time as a timestamp of {NEVER} at most, found {due!r:.80}"
+                    )
                 self.scheduled_at = None if due is None else int(due)
             elif key == "x-opt-partition-key":
                 partition = decode(value)[0]
@@ -282,7 +287,10 @@ class Message:
         if attribute is None:
             raise bad_field(f"unknown system property '{name}'; choose one of {sorted(READABLE)}")
         value = getattr(self, attribute)
-        return Timestamp(value) if attribute.endswith(("_at", "_until")) and value is not None else value
+        if attribute.endswith(("_at", "_until")) and value is not None:
+            return Timestamp(value)
+        # To an action that copies it the state is a number, as it is to who peeks.
+        return int(value) if isinstance(value, IntEnum) else value
 
     def application_property(self, name: str) -> Any:
         """The value under `name`, None when there is none."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from dropforge.host.sidecars import Sidecar, Sidecars
 from tests.e2e.hosting import eventually
@@ -72,6 +76,35 @@ def test_one_that_cannot_start_does_not_stop_the_host(tmp_path: Path) -> None:
         log = tmp_path / "nothing.log"
         await until(lambda: log.exists() and "FileNotFoundError" in log.read_text())
         await sidecars.stop()
+
+    run(work())
+
+
+@pytest.mark.parametrize("kernel_tells", [True, False])
+def test_a_sidecar_that_no_thread_can_be_started_for_begins_once_and_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_tells: bool
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_descriptor(_: int) -> int:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    async def work() -> None:
+        sidecars = Sidecars([Sidecar("sleeper", SLEEPER)], tmp_path, backoff_seconds=(0.01,))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            if not kernel_tells:
+                patch.setattr(os, "pidfd_open", no_descriptor)
+            sidecars.start()
+            async with asyncio.timeout(10):
+                await sidecars.ready("sleeper")
+        log = tmp_path / "sleeper.log"
+        await until(lambda: "begun" in log.read_text())
+        pid = sidecars.pid("sleeper")
+        assert pid is not None
+        await sidecars.stop()
+        assert (is_alive(pid), log.read_text().count("begun")) == (False, 1)
 
     run(work())
 

@@ -9,9 +9,6 @@ from typing import Protocol
 from dropforge.servicebus.errors import BrokerError
 from dropforge.servicebus.message import Message
 
-# 9999-12-31T23:59:59.999Z: what the service calls "never".
-NEVER = 253_402_300_799_999
-
 
 class Outcome(Enum):
     """How a receiver settles a message it holds."""

@@ -224,9 +224,10 @@ class Queue:
     def receive_deferred(
         self, sequences: Sequence[int], *, session_id: str | None, receiver: Receiver | None, delete: bool
     ) -> list[Message]:
-        """Deferred messages by number, locked or gone: all of them, or `message_not_found` is raised."""
+        """Deferred messages by number, locked or gone: all of them, or `message_not_found` is raised. Raises
+        `session_lock_lost` when nobody, or another than the receiver, has their session."""
         if self._sessions is not None:
-            self._sessions.held(session_id)
+            self._sessions.held(session_id, receiver)
         found: dict[int, Message] = {}
         for sequence in sequences:
             message = self._shelf.messages.get(sequence)
@@ -308,6 +309,10 @@ class Queue:
             return
         if message.expires_at is not None and message.expires_at <= self._hub.now():
             self._expire(message)
+        elif self.box is Box.MAIN and self.settings.forward_to is not None:
+            # It was locked when the queue was made to forward; no receiver can come for it any more.
+            hops = self._take_out(message)
+            self._forward(message, self.settings.forward_to, hops)
         else:
             self._wait(message)
 
@@ -375,20 +380,22 @@ class Queue:
 
     # ------------------------------------------------------------------------------------------------- sessions
 
-    def renew_session(self, session_id: str) -> int:
+    # Who asks may say by which receiver it has the session; when another has it by now, `session_lock_lost` is raised.
+
+    def renew_session(self, session_id: str, receiver: Receiver | None = None) -> int:
         """Until when the session's lock holds now, and those of its messages. Raises `session_lock_lost`."""
-        return self._sessionful().renew(session_id)
+        return self._sessionful().renew(session_id, receiver)
 
-    def session_state(self, session_id: str) -> bytes | None:
+    def session_state(self, session_id: str, receiver: Receiver | None = None) -> bytes | None:
         """What was set for a session that somebody has. Raises `session_lock_lost`."""
-        return self._sessionful().held(session_id).state
+        return self._sessionful().held(session_id, receiver).state
 
-    def set_session_state(self, session_id: str, state: bytes | None) -> None:
+    def set_session_state(self, session_id: str, state: bytes | None, receiver: Receiver | None = None) -> None:
         """Set or, with None, clear the state of a session that somebody has. Raises `session_lock_lost`."""
         if state is not None and len(state) > self.max_message_bytes:
             raise size_exceeded(self.max_message_bytes)
         sessions = self._sessionful()
-        self._meter.used += sessions.set_state(session_id, state)
+        self._meter.used += sessions.set_state(session_id, state, receiver)
         self._hub.store.put_session(self.number, session_id, state, self._hub.now())
 
     def sessions(self, updated_after: int | None, skip: int, top: int) -> list[str]:

@@ -33,6 +33,9 @@ class Rule:
             self.act(message)
         except BrokerError as error:
             raise FilterError(error.description) from error
+        except (TypeError, ValueError, OverflowError) as error:
+            # Not foreseen, but still this rule's alone: the other subscriptions get the message all the same.
+            raise FilterError(str(error)) from error
         message.set_application_property("RuleName", self.settings.name)
 
 

@@ -153,19 +153,22 @@ class Sessions:
         self._hungry[session] = None
         return True
 
-    def held(self, session_id: str | None) -> Session:
-        """The session, which somebody has. Raises `session_lock_lost`."""
+    def held(self, session_id: str | None, receiver: Receiver | None = None) -> Session:
+        """The session, which somebody has, and no other than the receiver if one is given. Raises
+        `session_lock_lost`."""
         session = self._all.get(session_id) if session_id is not None else None
         if session is None or session.receiver is None:
             raise session_lock_lost(str(session_id))
         if session.locked_until <= self._hub.now():
             self._on_lock_expired(session)
             raise session_lock_lost(session.id)
+        if receiver is not None and session.receiver is not receiver:
+            raise session_lock_lost(session.id)
         return session
 
-    def renew(self, session_id: str) -> int:
+    def renew(self, session_id: str, receiver: Receiver | None) -> int:
         """Until when the lock holds now, and with it those of the session's messages."""
-        session = self.held(session_id)
+        session = self.held(session_id, receiver)
         session.locked_until = until = self._hub.now() + self.lock_ms
         for message in session.locked.values():
             message.locked_until = until
@@ -178,9 +181,9 @@ class Sessions:
         session = self._session(session_id)
         session.state, session.state_at = state, at
 
-    def set_state(self, session_id: str, state: bytes | None) -> int:
+    def set_state(self, session_id: str, state: bytes | None, receiver: Receiver | None) -> int:
         """Set the state of a held session; how many bytes more it takes than before."""
-        session = self.held(session_id)
+        session = self.held(session_id, receiver)
         grown = len(state or b"") - len(session.state or b"")
         session.state, session.state_at = state, self._hub.now()
         return grown
@@ -217,8 +220,11 @@ class Sessions:
         return session
 
     def _drop_if_empty(self, session: Session) -> None:
-        if session.receiver is None and not session.messages and session.state is None:
-            self._all.pop(session.id, None)
+        if session.receiver is not None or session.messages or session.state is not None:
+            return
+        # While it was released, a dead letter that was forwarded back may have begun the session anew.
+        if self._all.get(session.id) is session:
+            del self._all[session.id]
 
     def _offer(self, session: Session) -> None:
         """The session is nobody's and has something to give."""

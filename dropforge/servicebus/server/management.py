@@ -9,17 +9,18 @@ from uuid import UUID
 
 from dropforge.servicebus.amqp.values import Array, Int, Symbol, Timestamp
 from dropforge.servicebus.core.broker import Entity
-from dropforge.servicebus.core.ports import NEVER, Outcome
+from dropforge.servicebus.core.ports import Outcome
 from dropforge.servicebus.core.queue import Queue
 from dropforge.servicebus.core.topic import Topic
-from dropforge.servicebus.errors import BrokerError, bad_field, not_allowed, not_supported
-from dropforge.servicebus.message import Message
+from dropforge.servicebus.errors import BrokerError, bad_field, not_allowed, not_supported, session_lock_lost
+from dropforge.servicebus.message import NEVER, Message
 from dropforge.servicebus.sas import LISTEN, SEND
 from dropforge.servicebus.server.requests import Fields, Request, write_reply
 from dropforge.servicebus.server.settlement import changed_properties
 
 if TYPE_CHECKING:
     from dropforge.servicebus.server.connection import Connection
+    from dropforge.servicebus.server.links import Outgoing
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,14 @@ class Call:
             raise not_allowed(f"'{self.path}' is a topic; ask one of its subscriptions.")
         return self.entity
 
+    def receiver(self, session_id: str | None) -> Outgoing | None:
+        """The receiver that asks, None when the request names none. Raises `session_lock_lost` when the request is about
+        a session and the link that it names is gone: the session went with it."""
+        found = self.connection.receiver(self.link_name)
+        if found is None and self.link_name is not None and session_id is not None:
+            raise session_lock_lost(session_id)
+        return found
+
 
 def answer(request: Request, path: str, connection: Connection) -> bytes:
     """The reply to a request on the `$management` of the entity at `path`."""
@@ -80,12 +89,13 @@ def _renew_lock(call: Call) -> dict[str, Any]:
 
 
 def _renew_session_lock(call: Call) -> dict[str, Any]:
-    return {"expiration": Timestamp(call.queue.renew_session(call.fields.required_text("session-id")))}
+    session_id = call.fields.required_text("session-id")
+    return {"expiration": Timestamp(call.queue.renew_session(session_id, call.receiver(session_id)))}
 
 
 def _peek(call: Call) -> dict[str, Any] | None:
     fields = call.fields
-    count = min(fields.integer("message-count", 1), PAGE_MESSAGES)
+    count = max(0, min(fields.integer("message-count", 1), PAGE_MESSAGES))
     first = fields.integer("from-sequence-number", 1)
     page: list[dict[str, Any]] = []
     size = 0
@@ -114,10 +124,11 @@ def _cancel_scheduled(call: Call) -> dict[str, Any]:
 
 
 def _receive_deferred(call: Call) -> dict[str, Any]:
+    session_id = call.fields.text("session-id")
     messages = call.queue.receive_deferred(
         call.fields.integers("sequence-numbers"),
-        session_id=call.fields.text("session-id"),
-        receiver=call.connection.receiver(call.link_name),
+        session_id=session_id,
+        receiver=call.receiver(session_id),
         delete=call.fields.integer("receiver-settle-mode", _LOCK) != _LOCK,
     )
     found = []
@@ -157,11 +168,13 @@ def _update_disposition(call: Call) -> dict[str, Any]:
 
 
 def _get_session_state(call: Call) -> dict[str, Any]:
-    return {"session-state": call.queue.session_state(call.fields.required_text("session-id"))}
+    session_id = call.fields.required_text("session-id")
+    return {"session-state": call.queue.session_state(session_id, call.receiver(session_id))}
 
 
 def _set_session_state(call: Call) -> dict[str, Any]:
-    call.queue.set_session_state(call.fields.required_text("session-id"), call.fields.binary("session-state"))
+    session_id = call.fields.required_text("session-id")
+    call.queue.set_session_state(session_id, call.fields.binary("session-state"), call.receiver(session_id))
     return {}
 
 

@@ -67,6 +67,34 @@ def test_a_cancelled_call_never_runs() -> None:
     threads.shutdown()
 
 
+def test_a_thread_that_cannot_start_takes_no_place_of_those_that_can_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = FunctionThreads(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_thread)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start"):
+                threads.submit(pytest.fail, "it ran")
+    assert threads.submit(lambda: 1).result(10) == 1
+    threads.shutdown()
+
+
+def test_a_call_for_which_no_thread_can_start_waits_for_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = FunctionThreads(2)
+    gate = threading.Event()
+    first: Future[bool] = threads.submit(gate.wait, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_thread)
+        second = threads.submit(lambda: 2)
+    assert not second.done()
+    gate.set()
+    assert (first.result(10), second.result(10)) == (True, 2)
+    threads.shutdown()
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_no_call_is_taken_after_the_end() -> None:
     threads = FunctionThreads(1)
     threads.shutdown()

@@ -184,10 +184,32 @@ def test_deferred_messages_belong_to_their_session() -> None:
     found = world.queue("s")
     with pytest.raises(BrokerError, match="session-lock-lost"):
         found.receive_deferred([1], session_id="y", receiver=taker, delete=False)
-    world.session_taker("s", "y")
+    other = world.session_taker("s", "y")
     with pytest.raises(BrokerError, match="message-not-found"):
-        found.receive_deferred([1], session_id="y", receiver=taker, delete=False)
+        found.receive_deferred([1], session_id="y", receiver=other, delete=False)
     assert [body_of(each) for each in found.receive_deferred([1], session_id="x", receiver=taker, delete=True)] == ["a"]
+
+
+def test_who_lost_a_session_can_do_nothing_in_it_while_another_has_it() -> None:
+    world = sessions(lock_ms=1_000)
+    world.send("s", message("a", session_id="x"))
+    first = world.session_taker("s", "x")
+    world.pass_time(1_000)
+    second = world.session_taker("s", "x")
+    world.settle("s", second.token, Outcome.DEFER, session_id="x")
+    found = world.queue("s")
+    found.set_session_state("x", b"second's", second)
+    for attempt in (
+        lambda: found.renew_session("x", first),
+        lambda: found.session_state("x", first),
+        lambda: found.set_session_state("x", b"first's", first),
+        lambda: found.receive_deferred([1], session_id="x", receiver=first, delete=True),
+    ):
+        with pytest.raises(BrokerError, match="session-lock-lost"):
+            attempt()
+    assert found.session_state("x", second) == b"second's"
+    assert found.renew_session("x", second) == NOON + 2_000
+    assert len(found.receive_deferred([1], session_id="x", receiver=second, delete=True)) == 1
 
 
 def test_peeking_into_a_session_shows_all_of_it_and_nothing_else() -> None:
@@ -206,6 +228,19 @@ def test_the_dead_letters_of_sessions_have_none() -> None:
     world.settle("s", taker.token, Outcome.ABANDON, session_id="x")
     reader = world.taker("s/$DeadLetterQueue")
     assert (reader.bodies, reader.got[0].session_id) == (["a"], "x")
+
+
+def test_a_dead_letter_that_comes_back_into_the_session_it_leaves_is_received_there() -> None:
+    settings = {"requires_session": True, "lock_ms": 1_000, "max_delivery_count": 1}
+    world = World(queue("s", forward_dead_letters_to="back", **settings), queue("back", forward_to="s"))
+    world.send("s", message("a", session_id="x"))
+    world.session_taker("s", "x")
+    world.pass_time(1_000)
+    again = world.session_taker("s", None)
+    assert (again.session_id, again.bodies) == ("x", ["a"])
+    world.settle("s", again.token, session_id="x")
+    world.queue("s").detach(again)
+    assert world.queue("s")._sessions._all == {}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("settled", [Outcome.COMPLETE, Outcome.DEAD_LETTER])

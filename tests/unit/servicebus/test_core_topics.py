@@ -6,6 +6,7 @@ import pytest
 
 from dropforge.servicebus.core.ports import Counts, Outcome
 from dropforge.servicebus.errors import BrokerError
+from dropforge.servicebus.message import READABLE
 from dropforge.servicebus.settings import (
     CorrelationFilter,
     FalseFilter,
@@ -66,6 +67,17 @@ def test_a_filter_that_cannot_be_evaluated_dead_letters_if_wanted(kept: bool) ->
     dead = world.queue("t/subscriptions/s/$deadletterqueue").peek(0, 9)
     assert [each.application_property("DeadLetterReason") for each in dead] == ["FilterException"] * kept
     assert world.bodies("t/subscriptions/other") == ["m", "fine"]
+
+
+def test_an_action_may_copy_every_system_property_of_a_message_now_or_later() -> None:
+    copied = subscription("s", rules=(rule("r", "1 = 1", ";".join(f"SET {name}=sys.{name}" for name in READABLE)),))
+    world = World(topics=(topic("t", subscription("before"), copied, subscription("after")),))
+    world.send("t", message("now"), message("later", due_at=NOON + 10))
+    world.pass_time(10)
+    for name in ("before", "s", "after"):
+        assert world.bodies(f"t/subscriptions/{name}") == ["now", "later"]
+    states = [each.application_property("state") for each in world.queue("t/subscriptions/s").peek(0, 9)]
+    assert (states, [type(state) for state in states]) == ([0, 0], [int, int])
 
 
 def test_a_subscription_with_sessions_dead_letters_what_has_none() -> None:
@@ -197,6 +209,29 @@ def test_messages_from_before_are_forwarded_once_a_queue_forwards() -> None:
     assert world.bodies("b") == ["1", "2"]
     world.pass_time(10)
     assert world.bodies("b") == ["1", "2", "later"]
+
+
+def test_what_was_locked_when_its_queue_was_made_to_forward_goes_on_when_its_lock_ends() -> None:
+    world = World(queue("a", lock_ms=1_000), queue("b"))
+    world.send("a", *(message(name) for name in ("abandoned", "released", "expired", "completed")))
+    taker = world.taker("a", credit=4)
+    world.broker.update_queue(queue("a", lock_ms=1_000, forward_to="b"))
+    world.settle("a", taker.tokens[0], Outcome.ABANDON)
+    world.settle("a", taker.tokens[1], Outcome.RELEASE)
+    world.settle("a", taker.tokens[3], Outcome.COMPLETE)
+    world.pass_time(1_000)
+    assert world.bodies("b") == ["abandoned", "released", "expired"]
+    assert {each.delivery_count for each in world.queue("b").peek(0, 9)} == {0}
+    assert world.queue("a").counts() == Counts()
+
+
+def test_a_dead_letter_does_not_go_where_its_queue_forwards() -> None:
+    world = World(queue("a"), queue("b"))
+    world.send("a", message("x"))
+    world.settle("a", world.taker("a").token, Outcome.DEAD_LETTER)
+    world.broker.update_queue(queue("a", forward_to="b"))
+    world.settle("a/$DeadLetterQueue", world.taker("a/$DeadLetterQueue", 1).token, Outcome.ABANDON)
+    assert (world.bodies("a/$DeadLetterQueue"), world.bodies("b")) == (["x"], [])
 
 
 # ------------------------------------------------------------------------------------------------ making, changing

@@ -270,3 +270,14 @@ def test_a_text_that_is_no_action_is_refused(wrong: str) -> None:
 def test_a_rule_is_wrong_as_soon_as_it_is_made() -> None:
     with pytest.raises(BrokerError, match="'LIKE' at character 1"):
         Rule(RuleSettings("r", SqlFilter("LIKE")))
+
+
+@pytest.mark.parametrize("error", [TypeError("no such type"), ValueError("no such value"), OverflowError("too large")])
+def test_an_action_that_fails_in_a_way_nobody_thought_of_is_the_rule_s_own_failure(error: Exception) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    rule = Rule(RuleSettings("r", SqlFilter("1 = 1"), "SET a = 1"))
+    rule.act = fail
+    with pytest.raises(FilterError, match=str(error)):
+        rule.apply(ORDER.copy())

@@ -15,7 +15,7 @@ from dropforge.servicebus.amqp.encode import described, encode
 from dropforge.servicebus.amqp.sections import sections
 from dropforge.servicebus.amqp.values import Described, Int, Raw, Symbol, Timestamp, UByte, UInt, ULong
 from dropforge.servicebus.errors import BrokerError
-from dropforge.servicebus.message import SETTABLE, Message, MessageState
+from dropforge.servicebus.message import NEVER, SETTABLE, Message, MessageState
 
 BODY = described(0x75, encode(b"the body"))
 PROPERTIES = described(
@@ -222,7 +222,11 @@ def test_application_properties_that_are_set_are_there_after_a_restart(entries: 
         described(0x73, encode([["a list"]])),
         described(0x70, encode([None, None, "soon"])),
         described(0x70, encode(["x" * 300, None, UInt(1)])),
+        described(0x70, encode([None, None, ULong(1 << 32)])),
+        described(0x70, encode([None, None, ULong(1 << 63)])),
         described(0x72, encode({Symbol("x-opt-scheduled-enqueue-time"): "tomorrow"})),
+        described(0x72, encode({Symbol("x-opt-scheduled-enqueue-time"): Timestamp(NEVER + 1)})),
+        described(0x72, encode({Symbol("x-opt-scheduled-enqueue-time"): ULong(1 << 63)})),
         described(0x72, encode({Symbol("x-opt-partition-key"): 5})),
         described(0x72, b"\xc1\x03\x02\x45\x40"),
         described(0x74, b"\xc1\x03\x02\x45\x40"),

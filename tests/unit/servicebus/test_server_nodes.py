@@ -15,6 +15,7 @@ from dropforge.servicebus.amqp.decode import decode
 from dropforge.servicebus.amqp.encode import described, encode
 from dropforge.servicebus.amqp.sections import sections
 from dropforge.servicebus.amqp.values import Array, Described, Int, Symbol, Timestamp, UInt, ULong
+from dropforge.servicebus.core.sessions import LINGER_MS
 from dropforge.servicebus.message import Message
 from dropforge.servicebus.sas import AccessKey
 from dropforge.servicebus.server.management import PAGE_BYTES
@@ -166,6 +167,8 @@ async def test_messages_are_peeked_page_by_page() -> None:
     assert _peeked(_manage(client, "peek-message", {"from-sequence-number": 3, "message-count": Int(9)})[1]) == ["2"]
     status, body = _manage(client, "peek-message", {"from-sequence-number": 4, "message-count": Int(9)})
     assert (status["statusCode"], body) == (204, {})
+    asked = {"from-sequence-number": -(1 << 63), "message-count": Int(-1)}
+    assert _manage(client, "peek-message", asked)[0]["statusCode"] == 204
 
 
 @in_a_loop
@@ -260,6 +263,26 @@ async def test_a_session_s_state_and_lock_are_managed_by_who_holds_it() -> None:
     _, body = _manage(client, "renew-session-lock", {"session-id": "A"}, "s")
     assert body == {"expiration": world.clock.ms + 30_000}
     assert type(body["expiration"]) is Timestamp
+
+
+@in_a_loop
+async def test_who_lost_a_session_cannot_manage_it_though_another_has_it() -> None:
+    world, first = _filled("0", entity="s", session="A")
+    second = world.client()
+    first.attach("s", handle=1, receives=True, filters={SESSION: "A"}, name="first")
+    world.later(30_000)
+    second.attach("s", handle=1, receives=True, filters={SESSION: "A"}, name="second")
+    asked = {"session-id": "A", "session-state": b"st", "sequence-numbers": Array(int, [1])}
+    operations = ("renew-session-lock", "get-session-state", "set-session-state", "receive-by-sequence-number")
+    # At first its link lingers, and then it is gone.
+    for _ in range(2):
+        for operation in operations:
+            status, _ = _manage(first, operation, asked, "s", **{"associated-link-name": "first"})
+            assert (operation, status["errorCondition"]) == (operation, "com.microsoft:session-lock-lost")
+        world.later(LINGER_MS)
+    for operation in operations[:3]:
+        assert _manage(second, operation, asked, "s", **{"associated-link-name": "second"})[0]["statusCode"] == 200
+        assert _manage(second, operation, asked, "s")[0]["statusCode"] == 200
 
 
 @in_a_loop

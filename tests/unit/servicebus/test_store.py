@@ -13,6 +13,7 @@ import pytest
 
 from dropforge.servicebus.core.ports import Counts, Outcome
 from dropforge.servicebus.errors import ConfigError, StoreFailed
+from dropforge.servicebus.message import MAX_TTL_MS, NEVER
 from dropforge.servicebus.settings import Namespace, QueueSettings, RuleSettings, SqlFilter, TopicSettings
 from dropforge.servicebus.store import Store
 from tests.unit.servicebus.core_world import NOON, World, message, queue, subscription, topic
@@ -47,6 +48,13 @@ def test_every_state_of_a_message_comes_back(world: World) -> None:
     assert world.taker("q").bodies == ["3", "4"]
     world.pass_time(500)
     assert world.send("q", message("next")) == [8]
+
+
+def test_the_longest_times_that_a_message_may_have_are_stored(world: World) -> None:
+    world.send("q", message("a", ttl_ms=MAX_TTL_MS), message("b", due_at=NEVER))
+    world.restart()
+    found = world.queue("q").peek(0, 9)
+    assert [(each.expires_at, each.due_at) for each in found] == [(NOON + MAX_TTL_MS, None), (None, NEVER)]
 
 
 def _dead(world: World):  # type: ignore[no-untyped-def]
