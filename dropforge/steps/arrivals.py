@@ -335,7 +335,8 @@ class Decision:
 
 
 def decide(ports: Ports, pipeline: Pipeline, decisions: Sequence[Decision]) -> None:
-    """Write down what has become of arrivals; many in one commit. Safe to call again."""
+    """Write down what has become of arrivals; many in one commit. Safe to call again. What has been decided meanwhile, or
+    has come to wait anew since it was looked at, stays as it is."""
     ledger, partition = ports.ledger, pipeline.partition
     # An arrival, what is told of it, and what it holds or where it was.
     step = MAX_WRITES // (2 + max((len(each.told) for each in decisions), default=0))
@@ -361,7 +362,7 @@ def _decide(ledger: Ledger, partition: str, decision: Decision) -> None:
 def _decision(ledger: Ledger, partition: str, decision: Decision) -> list[Write]:
     arrival, value = decision.arrival, to_builtins(decision.arrival)
     row = ledger.get(partition, f"arrival/{arrival.id}")
-    if row is None or row.value == value:
+    if row is None or not _waits_still(from_builtins(Arrival, row.value), arrival):
         return []
     writes: list[Write] = [Replace(row.key, value, row.etag), *decision.told]
     if arrival.state is ArrivalState.ACCEPTED:
@@ -375,6 +376,12 @@ def _decision(ledger: Ledger, partition: str, decision: Decision) -> list[Write]
             gone = {**place.value, "gone_at": decision.gone_at.isoformat()}
             writes.append(Replace(place.key, gone, place.etag))
     return writes
+
+
+def _waits_still(known: Arrival, looked_at: Arrival) -> bool:
+    """Whether the arrival waits as it did when it was looked at: a host that was slow undoes nothing."""
+    same = (known.replays, known.arrived_at) == (looked_at.replays, looked_at.arrived_at)
+    return same and known.state is ArrivalState.PENDING
 
 
 def held(ports: Ports, partition: str, arrival: Arrival) -> Arrival | None:

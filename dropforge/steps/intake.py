@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from dropforge.domain.datasets import Batch, BatchState, Column, DatasetVersion,
 from dropforge.domain.errors import BadFile, Conflict, NotFound, Refused
 from dropforge.domain.events import DomainEvent
 from dropforge.domain.names import id_of
-from dropforge.ports import Delete, FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState
+from dropforge.ports import Delete, FileCheck, Insert, Json, Ports, Problem, Replace, Row, TableFile, TableState, Write
 from dropforge.steps import arrivals, books, control, lanes, outbox, tracing
 from dropforge.steps import reconcile as reconciling
 from dropforge.steps.arrivals import Decision
@@ -121,9 +122,10 @@ def check_batch(ports: Ports, name: str, number: int, now: datetime) -> Json:
 
 
 def _decided(ports: Ports, pipeline: Pipeline, number: int, files: list[Arrival], now: datetime) -> list[Arrival]:
-    """The arrivals, each of them looked at."""
+    """The arrivals, each of them looked at, as the ledger has them then: another host may have been faster, and the file
+    may have been given up meanwhile."""
     known = _known_columns(ports, pipeline.partition)
-    decided, unsaved = [], list[Decision]()
+    unsaved = list[Decision]()
     with tempfile.TemporaryDirectory(prefix="dropforge-check-") as folder:
         for arrival in files:
             if arrival.state is ArrivalState.PENDING:
@@ -134,11 +136,10 @@ def _decided(ports: Ports, pipeline: Pipeline, number: int, files: list[Arrival]
                 arrival = decision.arrival
             if arrival.state is ArrivalState.ACCEPTED:
                 known = _merged(known, arrival.columns)
-            decided.append(arrival)
             if len(unsaved) >= AT_ONCE:
                 _save(ports, pipeline, unsaved)
     _save(ports, pipeline, unsaved)
-    return decided
+    return [books.arrival(ports.ledger, pipeline.partition, each.id) for each in files]
 
 
 def _save(ports: Ports, pipeline: Pipeline, decided: list[Decision]) -> None:
@@ -246,7 +247,12 @@ def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
             began = time.time_ns()
             table = ports.tables.find(name, number)
             if table is None:
-                batch, table = _appended(ports, pipeline, batch)
+                try:
+                    batch, table = _appended(ports, pipeline, batch)
+                except Conflict:
+                    if books.batch(ports.ledger, partition, number) == batch:
+                        raise  # not for what somebody else did: a second look finds no other
+                    continue
             try:
                 batch = _record_version(ports, partition, batch, table, now, began)
             except Conflict:
@@ -259,10 +265,10 @@ def write_version(ports: Ports, name: str, number: int, now: datetime) -> Json:
 def _record_version(
     ports: Ports, partition: str, batch: Batch, table: TableState | None, now: datetime, began_ns: int
 ) -> Batch:
-    """Manifest first, then one commit: dataset version, head and batch. No table state: nothing was accepted."""
+    """Manifest first, then one commit: dataset version, head and batch. No table state: nothing was accepted. Raises
+    `Conflict` when somebody else has changed the batch, or the head meanwhile."""
     head = books.head(ports.ledger, partition)
-    row = ports.ledger.get(partition, books.batch_key(batch.number))
-    assert row is not None
+    row = _row_of(ports, partition, batch)
     if table is None:
         empty = replace(batch, state=BatchState.EMPTY)
         ports.ledger.commit(partition, [Replace(row.key, to_builtins(empty), row.etag)])
@@ -311,6 +317,15 @@ def _record_version(
     )
     telemetry.count("dropforge.files.quarantined", version.quarantined, pipeline=name)
     return versioned
+
+
+def _row_of(ports: Ports, partition: str, batch: Batch) -> Row:
+    """The batch's row. Raises `Conflict` when it no longer says what was worked from: whoever read it and then fetched
+    files for minutes may find that another host has closed the batch."""
+    row = ports.ledger.get(partition, books.batch_key(batch.number))
+    if row is None or from_builtins(Batch, row.value) != batch:
+        raise Conflict(f"batch {batch.number} has been changed by another host; read it again", batch=batch.number)
+    return row
 
 
 def _manifest_put(ports: Ports, partition: str, head: Row, artifact: str, manifest: Manifest) -> str:
@@ -364,17 +379,30 @@ def _appended(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Ta
                 _fetch(ports, arrival, path)
                 check = FileCheck(arrival.rows or 0, arrival.columns, (Problem("fit", None, error.message),))
                 arrival = _quarantined(ports, pipeline, arrival, path, check)
-            books.put_arrival(ports.ledger, pipeline.partition, arrival, _news(pipeline, arrival))
+            quarantined = Decision(arrival, tuple(_news(pipeline, arrival)))
+            batch = _without(ports, pipeline.partition, batch, [quarantined])
             outbox.flush(ports, pipeline.partition)
-            batch = _accept(ports, pipeline, batch, tuple(each for each in batch.accepted if each != source))
 
 
-def _accept(ports: Ports, pipeline: Pipeline, batch: Batch, accepted: tuple[str, ...]) -> Batch:
-    """The batch with other accepted files, in the ledger first: what it says is accepted is what the table will hold."""
-    batch = replace(batch, accepted=accepted)
-    value: Any = to_builtins(batch)
-    books.change(ports.ledger, pipeline.partition, books.batch_key(batch.number), lambda _: value)
-    return batch
+def _without(ports: Ports, partition: str, batch: Batch, out: Sequence[Decision]) -> Batch:
+    """The batch without those files, in one commit with what has become of them, before anything is appended: what the
+    ledger says is accepted is what the table will hold. Raises `Conflict` when somebody else has changed the batch."""
+    ids = {each.arrival.id for each in out}
+    rest = replace(batch, accepted=tuple(id_ for id_ in batch.accepted if id_ not in ids))
+    while True:
+        row = _row_of(ports, partition, batch)
+        writes: list[Write] = [Replace(row.key, to_builtins(rest), row.etag)]
+        for each in out:
+            known = ports.ledger.get(partition, f"arrival/{each.arrival.id}")
+            if known is not None and known.value["state"] == ArrivalState.ACCEPTED.value:
+                # It never got into the table, so nothing that is in there is gone.
+                value = to_builtins(replace(each.arrival, gone_at=None))
+                writes += [Replace(known.key, value, known.etag), Delete(arrivals.gone_key(each.arrival)), *each.told]
+        try:
+            ports.ledger.commit(partition, writes)
+        except Conflict:
+            continue
+        return rest
 
 
 def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, TableState | None]:
@@ -383,7 +411,7 @@ def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Tabl
     partition = pipeline.partition
     rules = books.rules(pipeline, _known_columns(ports, partition))
     with tempfile.TemporaryDirectory(prefix="dropforge-append-") as folder:
-        files = []
+        files, gone = [], list[Decision]()
         for index, id_ in enumerate(batch.accepted):
             arrival = books.arrival(ports.ledger, partition, id_)
             path = Path(folder) / f"{index:06d}"
@@ -391,17 +419,17 @@ def _append(ports: Ports, pipeline: Pipeline, batch: Batch) -> tuple[Batch, Tabl
                 _fetch(ports, arrival, path)
                 if _sha256(path) != arrival.sha256:
                     raise Conflict(f"{arrival.url} changed after it was checked, under an equal etag")
-            except (NotFound, Conflict) as gone:
-                # It never got into the table, so nothing that is in there is gone.
-                superseded = replace(arrival, state=ArrivalState.SUPERSEDED, reason=gone.message, gone_at=None)
-                books.put_arrival(ports.ledger, partition, superseded, [Delete(arrivals.gone_key(arrival))])
+            except (NotFound, Conflict) as error:
+                gone.append(Decision(replace(arrival, state=ArrivalState.SUPERSEDED, reason=error.message)))
                 continue
             files.append(TableFile(path, arrival.id, arrival.arrived_at))
-        kept = tuple(file.source for file in files)
-        if kept != batch.accepted:
-            batch = _accept(ports, pipeline, batch, kept)
+        if gone and (table := ports.tables.find(pipeline.name, batch.number)) is not None:
+            return batch, table  # another host had appended it before it went
+        for start in range(0, len(gone), AT_ONCE):
+            batch = _without(ports, partition, batch, gone[start : start + AT_ONCE])
         if not files:
             return batch, None
+        _row_of(ports, partition, batch)
         return batch, ports.tables.append(pipeline.name, batch.number, files, rules)
 
 
