@@ -19,7 +19,7 @@ from dropforge.domain.errors import BadInput, NotFound
 from dropforge.settings import settings
 
 if TYPE_CHECKING:
-    from dropforge.serving.score import Scored
+    from dropforge.serving.score_output import Scored
 
 
 @app.command()

@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -30,22 +27,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dropforge.adapters.local.atomic import make_folders, remove_stale, sync_folder, whole_file
+from dropforge.adapters.local.atomic import make_folders, remove_stale, whole_file
 from dropforge.adapters.tabular.kinds import ARROW, EMPTY, TEXT, convert
 from dropforge.adapters.tabular.problems import Problems, Unreadable
 from dropforge.adapters.tabular.sources import Block
 from dropforge.domain.endpoints import Deployment
-from dropforge.domain.errors import BadInput, Conflict, Refused, Unavailable
+from dropforge.domain.errors import BadInput, Refused, Unavailable
 from dropforge.serving.mixing import prove_batching
 from dropforge.serving.models import Model, ModelFailed, load
 from dropforge.serving.provider import CPU, Provider
 from dropforge.serving.score_columns import Feeder, Mask, output_column, output_type
 from dropforge.serving.score_inputs import Inputs, Opened, Piece, pieces
+from dropforge.serving.score_output import (
+    FOLDERS,
+    Done,
+    Plan,
+    Scored,
+    finish,
+    is_done,
+    part_done,
+    part_name,
+    pretty,
+    publish,
+    remove_others,
+    so_far,
+)
 from dropforge.serving.tensors import Array, Feeds
 
 FILE, ROW, MODEL, VERSION = "_file", "_row", "_model", "_version"
 _OURS = (FILE, ROW, MODEL, VERSION)
-FOLDERS = ("parts", "rejects", "done")
 # Rows that are written at once.
 _GROUP_ROWS = 65_536
 _LOOK_SECONDS = 1.0
@@ -67,54 +77,6 @@ class Scoring:
     provider: Provider = CPU
 
 
-@dataclass(frozen=True)
-class Scored:
-    """How far it is, or what came of it. `unreadable`: files that could not be read to their end, with the reason."""
-
-    parts: int = 0
-    rows: int = 0
-    rejected: int = 0
-    pieces: int = 0
-    of_pieces: int = 0
-    unreadable: tuple[tuple[str, str], ...] = ()
-    first_reason: str | None = None
-
-
-class _Plan(msgspec.Struct, frozen=True):
-    model: str
-    version: int
-    sha256: str
-    inputs: list[tuple[str, str]]
-    table_version: int | None
-    keys: list[str]
-    columns: list[str] | None
-    batch_rows: int
-    part_rows: int
-    # Whether rows are run together: only those of a model whose rows do not change each other's answers.
-    together: bool
-
-
-class _Done(msgspec.Struct, frozen=True):
-    """One part."""
-
-    piece: int
-    part: int
-    rows: int
-    rejected: int
-    sha256: str | None
-    bytes: int
-    last: bool
-    unreadable: str | None = None
-    first_reason: str | None = None
-    # What the piece was: its number is but a place, counted anew each time. None: written before this was told.
-    file: str | None = None
-    first_row: int = 0
-    groups: tuple[int, ...] | None = None
-
-    def is_of(self, piece: Piece) -> bool:
-        return (self.file, self.first_row, self.groups) == (piece.file.name, piece.first_row, piece.groups)
-
-
 # ------------------------------------------------------------------------------------------------ all of it
 def score(scoring: Scoring, threads: int = 1, progress: Callable[[Scored], None] | None = None) -> Scored:
     """Score what is not scored yet. Raises `BadInput` for what can never be scored, `Refused` for a folder that holds
@@ -127,65 +89,14 @@ def score(scoring: Scoring, threads: int = 1, progress: Callable[[Scored], None]
     cut = pieces(scoring.inputs, scoring.part_rows)
     plan = _planned(scoring, engine, cut)
     engine.run_together(plan.together)
-    _remove_others(output, cut)
-    missing = [piece for piece in cut if not _is_done(output, piece)]
+    remove_others(output, cut)
+    missing = [piece for piece in cut if not is_done(output, piece)]
     looked_at = 0.0
     for _ in _work(scoring, engine, missing, threads):
         if progress is not None and time.monotonic() - looked_at >= _LOOK_SECONDS:
-            progress(_so_far(output, cut))
+            progress(so_far(output, cut))
             looked_at = time.monotonic()
-    return _finish(scoring, plan, cut)
-
-
-def _planned(scoring: Scoring, engine: _Engine, cut: Sequence[Piece]) -> _Plan:
-    """The plan in the folder, which must be this one; written now where there is none."""
-    path = scoring.output / "plan.json"
-    model = scoring.model
-    wanted = _Plan(
-        model.model,
-        model.version,
-        model.sha256.lower(),
-        [(file.name, file.mark) for file in scoring.inputs.files],
-        scoring.inputs.version,
-        list(scoring.keys),
-        list(scoring.columns) if scoring.columns is not None else None,
-        scoring.batch_rows,
-        scoring.part_rows,
-        False,
-    )
-    if not path.exists():
-        wanted = msgspec.structs.replace(wanted, together=engine.find_out(scoring, cut))
-        _publish(path, wanted)
-    # What lies there counts: another scoring may have been faster.
-    found = msgspec.json.decode(path.read_bytes(), type=_Plan)
-    wanted = msgspec.structs.replace(wanted, together=found.together)
-    differing = [name for name in wanted.__struct_fields__ if getattr(wanted, name) != getattr(found, name)]
-    if differing:
-        raise Refused(
-            f"{scoring.output} holds a scoring with other {', '.join(differing)}; name another folder for this one"
-        )
-    return found
-
-
-def _publish(path: Path, plan: _Plan) -> None:
-    """Put the plan there, unless there is one."""
-    # Where `remove_stale` finds it.
-    own = path.parent / "done" / f".{uuid.uuid4().hex}.part"
-    try:
-        with whole_file(own) as writer:
-            writer.write(_pretty(plan))
-        try:
-            # Unlike a rename, a link never replaces.
-            os.link(own, path)
-        except FileExistsError:
-            pass
-        except OSError:
-            # A share that has no links: what replaces nothing there may, of a killed writer, stay half.
-            with suppress(FileExistsError), path.open("xb") as writer:
-                writer.write(_pretty(plan))
-    finally:
-        own.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    return finish(scoring.output, plan, cut)
 
 
 def _work(scoring: Scoring, engine: _Engine, missing: Sequence[Piece], threads: int) -> Iterator[None]:
@@ -206,102 +117,34 @@ def _work(scoring: Scoring, engine: _Engine, missing: Sequence[Piece], threads: 
                 future.cancel()
 
 
-# ------------------------------------------------------------------------------------------------ what is there
-def _name(piece: int, part: int) -> str:
-    return f"{piece:05d}-{part:04d}"
-
-
-def _remove_others(output: Path, cut: Sequence[Piece]) -> None:
-    """Take away the parts of pieces that are no more, as where a file of a table cannot be cut any longer: whoever reads the
-    folder would read them beside the others. Raises `Refused` where parts do not say what they are of."""
-    for path in sorted((output / "done").glob("*.json")):
-        done = msgspec.json.decode(path.read_bytes(), type=_Done)
-        if done.file is None:
-            raise Refused(
-                f"{output} holds parts of an earlier version of dropforge, which do not say what file they are of; name "
-                "another folder"
-            )
-        if done.piece < len(cut) and done.is_of(cut[done.piece]):
-            continue
-        name = _name(done.piece, done.part)
-        # The last word goes last, or what it speaks of might stay for ever.
-        for each in ("manifest.json", f"parts/{name}.parquet", f"rejects/{name}.jsonl", f"done/{name}.json"):
-            (output / each).unlink(missing_ok=True)
-
-
-def _done(output: Path, piece: Piece, part: int) -> _Done | None:
-    """The part's last word, if it is of that piece and what it speaks of is there."""
-    name = _name(piece.number, part)
-    try:
-        done = msgspec.json.decode((output / "done" / f"{name}.json").read_bytes(), type=_Done)
-        if done.sha256 is not None and (output / "parts" / f"{name}.parquet").stat().st_size != done.bytes:
-            return None
-    except FileNotFoundError:
-        return None
-    return done if done.is_of(piece) else None
-
-
-def _parts(output: Path, piece: Piece) -> Iterator[_Done]:
-    part = 0
-    while (done := _done(output, piece, part)) is not None:
-        yield done
-        part += 1
-        if done.last:
-            return
-
-
-def _is_done(output: Path, piece: Piece) -> bool:
-    return any(done.last for done in _parts(output, piece))
-
-
-def _so_far(output: Path, cut: Sequence[Piece]) -> Scored:
-    found = [list(_parts(output, piece)) for piece in cut]
-    flat = [done for parts in found for done in parts]
-    unreadable = [
-        (piece.file.name, done.unreadable)
-        for piece, parts in zip(cut, found, strict=True)
-        for done in parts
-        if done.unreadable is not None
-    ]
-    return Scored(
-        parts=len(flat),
-        rows=sum(done.rows for done in flat),
-        rejected=sum(done.rejected for done in flat),
-        pieces=sum(parts[-1].last for parts in found if parts),
-        of_pieces=len(cut),
-        unreadable=tuple(unreadable),
-        first_reason=next((done.first_reason for done in flat if done.first_reason), None),
+def _planned(scoring: Scoring, engine: _Engine, cut: Sequence[Piece]) -> Plan:
+    """The plan in the folder, which must be this one; written now where there is none."""
+    path = scoring.output / "plan.json"
+    model = scoring.model
+    wanted = Plan(
+        model.model,
+        model.version,
+        model.sha256.lower(),
+        [(file.name, file.mark) for file in scoring.inputs.files],
+        scoring.inputs.version,
+        list(scoring.keys),
+        list(scoring.columns) if scoring.columns is not None else None,
+        scoring.batch_rows,
+        scoring.part_rows,
+        False,
     )
-
-
-def _finish(scoring: Scoring, plan: _Plan, cut: Sequence[Piece]) -> Scored:
-    scored = _so_far(scoring.output, cut)
-    if scored.pieces != scored.of_pieces:
-        raise Conflict(
-            f"of {scored.of_pieces} pieces {scored.pieces} are whole in {scoring.output}: what was there is gone; score into "
-            "it again to go on"
+    if not path.exists():
+        wanted = msgspec.structs.replace(wanted, together=engine.find_out(scoring, cut))
+        publish(path, wanted)
+    # What lies there counts: another scoring may have been faster.
+    found = msgspec.json.decode(path.read_bytes(), type=Plan)
+    wanted = msgspec.structs.replace(wanted, together=found.together)
+    differing = [name for name in wanted.__struct_fields__ if getattr(wanted, name) != getattr(found, name)]
+    if differing:
+        raise Refused(
+            f"{scoring.output} holds a scoring with other {', '.join(differing)}; name another folder for this one"
         )
-    parts = [
-        {
-            "file": f"parts/{_name(done.piece, done.part)}.parquet" if done.sha256 is not None else None,
-            "rejects": f"rejects/{_name(done.piece, done.part)}.jsonl" if done.rejected or done.unreadable else None,
-            "input": piece.file.name,
-            "rows": done.rows,
-            "rejected": done.rejected,
-            "sha256": done.sha256,
-            "unreadable": done.unreadable,
-        }
-        for piece in cut
-        for done in _parts(scoring.output, piece)
-    ]
-    told = {**msgspec.to_builtins(plan), "rows": scored.rows, "rejected": scored.rejected, "parts": parts}
-    with whole_file(scoring.output / "manifest.json") as writer:
-        writer.write(_pretty(told))
-    return scored
-
-
-def _pretty(value: object) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the model
@@ -495,8 +338,8 @@ class _Part:
         self._piece = piece
         self._number = number
         self._schema = schema
-        self._name = _name(piece.number, number)
-        self._there = _done(scoring.output, piece, number)
+        self._name = part_name(piece.number, number)
+        self._there = part_done(scoring.output, piece, number)
         self._reasons: dict[int, str] = {}
         self._held: list[pa.RecordBatch] = []
         self._rows = 0
@@ -574,7 +417,7 @@ class _Part:
     def close(self, told: dict[int, str], *, last: bool = False, unreadable: str | None = None) -> None:
         """The part whole in its files, and its last word after them. Raises `Unavailable` where the piece ended elsewhere
         before: what is there, or what is read now, is wrong."""
-        more = last and _done(self._scoring.output, self._piece, self._number + 1) is not None
+        more = last and part_done(self._scoring.output, self._piece, self._number + 1) is not None
         if more or (self._there is not None and self._there.last != last):
             raise Unavailable(
                 f"{self._piece.file.name} was read to another row before: now part {self._number} of its piece is "
@@ -604,7 +447,7 @@ class _Part:
                 )
             with whole_file(output / "rejects" / f"{self._name}.jsonl") as writer:
                 writer.writelines(lines)
-        done = _Done(
+        done = Done(
             self._piece.number,
             self._number,
             self._rows,
@@ -619,7 +462,7 @@ class _Part:
             self._piece.groups,
         )
         with whole_file(output / "done" / f"{self._name}.json") as writer:
-            writer.write(_pretty(done))
+            writer.write(pretty(done))
 
 
 class _Hashed(io.RawIOBase):

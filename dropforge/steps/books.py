@@ -237,33 +237,12 @@ def pending_key(arrival: Arrival) -> str:
     return f"pending/{arrival.arrived_at.astimezone(UTC).isoformat(timespec='microseconds')}-{arrival.id}"
 
 
-def insert_arrival(ledger: Ledger, partition: str, arrival: Arrival) -> bool:
-    """Write the arrival down, once: False when this write of this file is known already."""
-    try:
-        ledger.commit(
-            partition,
-            [
-                Insert(f"arrival/{arrival.id}", to_builtins(arrival)),
-                Insert(pending_key(arrival), {"id": arrival.id, "arrived_at": arrival.arrived_at.isoformat()}),
-            ],
-        )
-    except Conflict:
-        return False
-    return True
-
-
 def arrival(ledger: Ledger, partition: str, id_: str) -> Arrival:
     """Raises `NotFound`."""
     row = ledger.get(partition, f"arrival/{id_}")
     if row is None:
         raise NotFound(f"no arrival {id_!r}", arrival=id_)
     return from_builtins(Arrival, row.value)
-
-
-def put_arrival(ledger: Ledger, partition: str, arrival: Arrival, also: Sequence[Write] = ()) -> None:
-    """Overwrite the arrival's row with what is known now."""
-    value = to_builtins(arrival)
-    change(ledger, partition, f"arrival/{arrival.id}", lambda _: value, lambda _: also)
 
 
 # ------------------------------------------------------------------------------------------------ batches, versions
