@@ -19,6 +19,13 @@ class Preemption:
     last: bool
 
 
+def resource_kind(path: str) -> str:
+    """What ARM calls a resource's type, without its names: `models/versions` of `.../workspaces/ws/models/m/versions/1`.
+    Whatever has no workspace in its path is a kind by itself."""
+    _, found, below = path.partition("/workspaces/")
+    return "/".join(below.split("/")[1::2]) if found else path
+
+
 class Faults:
     """Each method says how Azure fails from now on; `clear` ends it all."""
 
@@ -35,6 +42,9 @@ class Faults:
             self._kinds: tuple[str, ...] = ()
             self._seed = 0
             self._calls: Counter[tuple[str, str]] = Counter()
+            self._each_kind = False
+            # Methods and kinds of resource that have failed.
+            self.met: set[tuple[str, str]] = set()
             self.injected = 0
             self._preemptions: dict[str, list[Preemption]] = {}
             self._lost_nodes: set[str] = set()
@@ -53,13 +63,16 @@ class Faults:
         seed: int,
         *,
         kinds: tuple[str, ...] = ("throttled", "unavailable", "lost_before", "lost_after"),
+        each_kind: bool = False,
     ) -> None:
         """Of each hundred calls, so many are answered 429 with Retry-After, or 503, or lose their connection before or
         after the work was done. What happens to the third GET of a path depends on the seed alone, not on what other
-        threads call meanwhile."""
+        threads call meanwhile. With `each_kind`, the first call of a method on a kind of resource always fails: names
+        that differ from run to run draw other shares, and may draw none."""
         with self._lock:
-            self._share, self._kinds, self._seed = share, kinds, seed
+            self._share, self._kinds, self._seed, self._each_kind = share, kinds, seed, each_kind
             self._calls.clear()
+            self.met.clear()
 
     def preempt(
         self, job: str, times: int = 1, *, after: float = 0.0, warned: bool = True, fails: bool = False
@@ -125,8 +138,12 @@ class Faults:
                     return "lost_after"
             self._calls[call.method, call.path] += 1
             drawn = random.Random(f"{self._seed} {call.method} {call.path} {self._calls[call.method, call.path]}")
-            if drawn.random() >= self._share:
+            kind = call.method, resource_kind(call.path)
+            if self._each_kind and kind not in self.met:
+                drawn = random.Random(f"{self._seed} {kind}")
+            elif drawn.random() >= self._share:
                 return None
+            self.met.add(kind)
             self.injected += 1
             return drawn.choice(self._kinds)
 

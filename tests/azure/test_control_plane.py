@@ -748,6 +748,17 @@ def test_the_same_seed_fails_the_same_calls(plane: ControlPlane) -> None:
     assert drawn(1) == first and drawn(2) != first and set(first) == {None, "throttled", "unavailable"}
 
 
+def test_the_first_call_of_each_kind_fails_whatever_its_name(plane: ControlPlane) -> None:
+    plane.faults.fail(0, seed=1, kinds=("throttled", "unavailable"), each_kind=True)
+    for path in ("models/m/versions/1", "models/m/versions/2", "models/n/versions/1", "jobs/a", "jobs/b"):
+        for _ in range(2):
+            arm(plane, "GET", path)
+
+    failed = [bool(one.fault) for one in plane.requests if "/models/" in one.path or "/jobs/" in one.path]
+    assert failed == [True, *[False] * 5, True, *[False] * 3]
+    assert plane.faults.met == {("GET", "models/versions"), ("GET", "jobs")}
+
+
 def test_an_answer_gets_lost_after_the_work_was_done(plane: ControlPlane) -> None:
     plane.faults.lose_answer("PUT", "/models/m/versions/1")
     with pytest.raises(OSError):
