@@ -156,8 +156,10 @@ class Slot:
                 model.statistics.here_since = time.perf_counter()
         for lane in lineup.lanes:
             lane.total = self.mirrored.setdefault(_key(lane.model.deployment), lane.total)
-        for key in [each for each in self.mirrored if each not in self.counts][:-KEPT_COUNTS]:
-            del self.mirrored[key]
+        loaded = {model.key for model in lineup.models}
+        for told in (self.mirrored, self.statistics):
+            for key in [each for each in told if each not in self.counts and each not in loaded][:-KEPT_COUNTS]:
+                del told[key]
         if old is None or old.revision != lineup.revision:
             self.before = {key: counts.copy() for key, counts in self.counts.items()}
         if old is not None and old.models != lineup.models:

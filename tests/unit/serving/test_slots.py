@@ -141,6 +141,17 @@ def test_counts_of_versions_that_are_gone_do_not_pile_up(tmp_path: Path) -> None
     assert ("flights", 39) in slot.counts
 
 
+def test_nothing_piles_up_of_versions_that_nobody_asked(tmp_path: Path) -> None:
+    slot = Slot("flights", NOW)
+    data = onnx_models.scaled(1)
+    asked = lined_up(deployment(tmp_path, data, 1))
+    slot.swap(asked, {})
+    slot.count(asked.models[0], [0.001])
+    for version in range(2, 40):
+        slot.swap(lined_up(deployment(tmp_path, data, version), revision=version), {})
+    assert [version for _, version in slot.statistics] == [1, *range(40 - KEPT_COUNTS - 1, 40)]
+
+
 def test_a_model_that_comes_back_was_not_idle_meanwhile_and_one_that_stays_was(
     two: tuple[Deployment, Deployment],
 ) -> None:
