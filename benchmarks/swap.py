@@ -115,11 +115,11 @@ def _fitted(series: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _kept_of_last(left: Floats) -> float:
-    """How much of a reading's distance from the line is that of the reading before it. A line that is fitted hides some:
-    (1 + 4 r) of the number of readings, nearly (Kendall, Biometrika 41, 403, 1954, with a line for the mean)."""
+    """How much of a reading's distance from the line is that of the reading before it. A line that is fitted to `n` readings
+    hides some: about (2 + 6 r) / n, found from series of `_without_slope` of 200 and 900 readings and r up to 0.95."""
     whole = float(left @ left)
     kept = float(left[:-1] @ left[1:]) / whole if whole else 0.0
-    return min(0.99, max(0.0, kept + (1 + 4 * kept) / len(left)))
+    return min(0.99, max(0.0, kept + (2 + 6 * kept) / len(left)))
 
 
 def _without_slope(kept: float, count: int, series: int = 1000) -> Floats:
