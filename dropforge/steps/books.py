@@ -86,6 +86,11 @@ def endpoint_name(pipeline: Pipeline) -> str:
     return pipeline.spec.deployment.endpoint or pipeline.name
 
 
+def endpoint_head(ledger: Ledger, endpoint: str) -> Row | None:
+    """What the endpoint is to serve, and how far that is; None before anything was deployed to it."""
+    return ledger.get(endpoint_partition(endpoint), "head")
+
+
 def token_key(token: str) -> str:
     """Of a deployment that was published, in its endpoint's partition."""
     return f"token/{id_of(token)}"

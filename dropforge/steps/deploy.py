@@ -131,7 +131,7 @@ def sweep(ports: Ports) -> list[Json]:
     """The flows of deployments that somebody asked for and that are not over; one that lives is started again in vain."""
     found = []
     for pipeline in books.pipelines(ports.ledger):
-        row = ports.ledger.get(endpoint_partition(books.endpoint_name(pipeline)), "head")
+        row = books.endpoint_head(ports.ledger, books.endpoint_name(pipeline))
         if row is None or row.value["pipeline"] != pipeline.name or row.value["state"] == "live":
             continue
         head = row.value
@@ -210,7 +210,7 @@ def _undone_by(rollback: Json) -> list[Json]:
 
 def observe_deployment(ports: Ports, endpoint: str, revision: int, now: datetime) -> Json:
     """How far the replicas are with that revision: `ready`, `waiting`, `failed` or `superseded`, and why."""
-    row = ports.ledger.get(endpoint_partition(endpoint), "head")
+    row = books.endpoint_head(ports.ledger, endpoint)
     if row is None or row.value["revision"] != revision:
         return {"state": "superseded", "reason": SUPERSEDED}
     replicas = ports.serving.observe(endpoint)
@@ -399,7 +399,7 @@ def by_hand(ports: Ports, name: str, version: int | None, *, token: str, cause: 
 
 def _way_back(ports: Ports, pipeline: Pipeline) -> int:
     # In this order: of a candidate that becomes the champion in between, it is seen that it is.
-    row = ports.ledger.get(endpoint_partition(books.endpoint_name(pipeline)), "head")
+    row = books.endpoint_head(ports.ledger, books.endpoint_name(pipeline))
     alias = ports.registry.alias(pipeline.name, CHAMPION)
     moves = [*alias.history, alias.version] if alias is not None else []
     if alias is not None and row is not None and row.value["pipeline"] == pipeline.name:
@@ -420,7 +420,7 @@ def _way_back(ports: Ports, pipeline: Pipeline) -> int:
 
 def taken_back_at(ports: Ports, name: str) -> datetime | None:
     """When the platform itself took back the last deployment of the pipeline's endpoint; None if it did not."""
-    row = ports.ledger.get(endpoint_partition(books.endpoint_name(books.pipeline(ports.ledger, name))), "head")
+    row = books.endpoint_head(ports.ledger, books.endpoint_name(books.pipeline(ports.ledger, name)))
     if row is None or not row.value["token"].endswith(_undone("")):
         return None
     return datetime.fromisoformat(row.value["written_at"])

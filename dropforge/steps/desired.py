@@ -7,8 +7,7 @@ from datetime import datetime
 from dropforge.domain.endpoints import Deployment, Desired
 from dropforge.domain.errors import NotFound
 from dropforge.ports import Json, Ports
-from dropforge.steps import tracing
-from dropforge.steps.books import endpoint_partition
+from dropforge.steps import books, tracing
 from dropforge.wire import from_builtins
 
 SUPERSEDED = "a newer deployment of this endpoint was asked for"
@@ -18,7 +17,7 @@ SWAP = "swap model"
 
 def tell_replicas(ports: Ports, endpoint: str) -> Json:
     """Publish what the endpoint's head wants; returns the head. Raises `NotFound`."""
-    row = ports.ledger.get(endpoint_partition(endpoint), "head")
+    row = books.endpoint_head(ports.ledger, endpoint)
     if row is None:
         raise NotFound(f"no endpoint {endpoint!r}", endpoint=endpoint)
     desired = Desired(

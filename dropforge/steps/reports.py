@@ -260,7 +260,7 @@ def endpoint(ports: Ports, name: str) -> Json:
 def endpoint_of(ports: Ports, pipeline: Pipeline) -> Json | None:
     """The endpoint of a pipeline; None when nothing was deployed to it yet."""
     name = books.endpoint_name(pipeline)
-    row = ports.ledger.get(books.endpoint_partition(name), "head")
+    row = books.endpoint_head(ports.ledger, name)
     if row is None:
         return None
     found = views.Endpoint(
@@ -482,7 +482,7 @@ def _causes(
             yield views.CauseLine(f"dataset version {each.version}", each.created_at.isoformat(), each.cause)
     if run.cause is not None:
         yield views.CauseLine(f"run {run.spec.run}", run.planned_at.isoformat(), run.cause)
-    row = ports.ledger.get(books.endpoint_partition(books.endpoint_name(pipeline)), "head")
+    row = books.endpoint_head(ports.ledger, books.endpoint_name(pipeline))
     if row is not None and row.value.get("cause") and version in [each["version"] for each in row.value["deployments"]]:
         cause = from_builtins(Cause, row.value["cause"])
         yield views.CauseLine(f"deployment of version {version}", row.value["written_at"], cause)
