@@ -194,7 +194,7 @@ def turns(replica: Replica, answers: list[bytes], files: list[tuple[Path, str]],
 
 def beside(replica: Replica, answers: list[bytes], folder: Path) -> dict[str, float]:
     """One swap of a large model that nobody asks, under the same requests."""
-    wide = serving_models.Kind("large", "x", (30,), lambda seed: serving_models.mlp(seed, (30, 11_000, 11_000, 2)))
+    wide = serving_models.Kind("large", "x", (30,), lambda seed: serving_models.mlp(seed, (30, 11_200, 11_200, 2)))
     files = [serving_models.written(folder, wide, seed) for seed in (0, 1)]
     swap(replica, "large", 1, files)
     caller = Caller(replica, answers, LARGE_SECONDS)
