@@ -374,6 +374,21 @@ def test_a_new_image_that_fails_the_copied_requests_gets_no_traffic(world: World
     assert world.traffic == {blue: 100}
 
 
+def test_an_image_that_is_taken_back_while_requests_are_copied_to_it_goes(world: World) -> None:
+    blue = world.deployed()
+    image = world.settings.serve_image
+    world.upgraded(serve_mirror_percent=10)
+    world.publish()
+    world.wait(lambda _: bool(world.mirror))
+    world.idle()
+    assert image is not None
+    world.upgraded(image)
+    assert world.deployed() == blue
+    world.settled(lambda: world.deployments == {blue})
+    assert (world.traffic, world.mirror) == ({blue: 100}, {})
+    assert "dropforge-mirrored-at" not in world.plane.endpoints["online"].get("tags", {})
+
+
 # ---------------------------------------------------------------------------------------------- what goes wrong
 def test_a_deployment_that_fails_is_told_and_made_anew_by_the_next_publish(world: World) -> None:
     blue = world.deployed()

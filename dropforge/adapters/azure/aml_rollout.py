@@ -8,7 +8,7 @@ list, and waits for nothing.
     deployment missing                 -> make it
     provisioned, its replicas serve    -> copy a share of the requests to it, where that is wanted
     copied for long enough             -> all traffic to it
-    all traffic seen on it             -> delete the ones before it
+    all traffic seen on it             -> end the copies to others, delete the others made here
 """
 
 from __future__ import annotations
@@ -218,11 +218,14 @@ class Rollout:
                 return self._told(Stand.FAILED, f"deployment {self.name} failed {failed} of the requests copied to it")
             if now - datetime.fromisoformat(since) < self._mirror:
                 return self._waiting(f"{share} percent of the requests are copied to it since {since}")
-        tags = {key: value for key, value in look.tags.items() if key != _MIRRORED_AT}
-        self._online.change(look.endpoint, {self.name: 100}, {}, tags)
+        self._online.change(look.endpoint, {self.name: 100}, {}, _uncopied(look.tags))
         return self._waiting("all traffic is being moved to it")
 
     def _clean(self, look: Look) -> Progress:
+        # Of an image that was taken back before it answered: what is given copies cannot be deleted.
+        if copied := [name for name in look.mirror if name in look.ours]:
+            self._online.change(look.endpoint, look.traffic, {}, _uncopied(look.tags))
+            return self._waiting(f"requests are no longer copied to deployment {copied[0]}")
         for name in look.ours:
             if name == self.name or _state(look.deployments[name]) == "Deleting":
                 continue
@@ -239,6 +242,10 @@ class Rollout:
 
     def _told(self, stand: Stand, why: str) -> Progress:
         return Progress(stand, why, self.name)
+
+
+def _uncopied(tags: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key != _MIRRORED_AT}
 
 
 def _state(resource: Json) -> str:
