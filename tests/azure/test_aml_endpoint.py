@@ -498,6 +498,17 @@ def test_traffic_that_is_set_by_hand_is_left_alone_until_it_is_released(world: W
     assert world.traffic == {green: 100}
 
 
+def test_what_was_given_traffic_by_hand_is_given_all_of_it_without_copies_first(world: World) -> None:
+    world.settings = replace(world.settings, serve_mirror_percent=10)
+    blue, green = halfway(world)
+    operator = EndpointOperator(world.settings, world.account)
+    operator.set_traffic({blue: 90, green: 10})
+    world.idle()
+    operator.release()
+    assert world.deployed() == green
+    assert world.traffic == {green: 100}
+
+
 def test_traffic_that_makes_no_sense_is_refused(world: World) -> None:
     blue, green = halfway(world)
     operator = EndpointOperator(world.settings, world.account)

@@ -208,7 +208,8 @@ class Rollout:
 
     def _move(self, look: Look, own: Sequence[ReplicaState], now: datetime) -> Progress:
         share = self._plan.settings.serve_mirror_percent
-        if share and look.traffic:
+        # A deployment has requests of its own or copies, never both.
+        if share and look.traffic and not look.traffic.get(self.name):
             since = look.tags.get(_MIRRORED_AT)
             if since is None or not look.mirror.get(self.name):
                 tags = {**look.tags, _MIRRORED_AT: now.isoformat()}
