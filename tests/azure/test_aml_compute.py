@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from azure.storage.blob import BlobServiceClient
 
 from dropforge.adapters.azure.aml_compute import AzureMLCompute
 from dropforge.adapters.azure.run_files import table_path
@@ -401,6 +402,23 @@ def test_a_sweep_leaves_the_model_of_its_best_trial(bench: AzureMLBench) -> None
     result = bench.compute.result("r1")
     assert bench.artifacts.read(result.model) == b"depth=0.45"
     assert bench.compute.logs("r1") == "started r1\n" and bench.compute.result("r1") == result
+
+
+def test_a_sweep_whose_second_attempt_was_made_by_a_host_that_died_leaves_that_ones_model(
+    bench: AzureMLBench, azurite: Azurite
+) -> None:
+    bench.compute.submit(swept(bench))
+    bench.plane.faults.vanish("r1")
+    bench.clock.ahead = timedelta(minutes=2)
+    bench.compute.status("r1")
+    assert jobs_made(bench) == ["r1", "r1_a2"]
+    # As if it had died before it wrote down that the job was made.
+    with BlobServiceClient.from_connection_string(azurite.connection_string) as service:
+        service.get_blob_client("runs", "r1/jobs/r1_a2").delete_blob()
+
+    assert bench.ended().state is RunState.SUCCEEDED
+    assert bench.artifacts.read(bench.compute.result("r1").model) == b"depth=0.45"
+    assert bench.compute.logs("r1") == "started r1\n" and jobs_made(bench) == ["r1", "r1_a2"]
 
 
 def test_a_sweep_asks_for_its_ranges_as_azure_means_them(bench: AzureMLBench) -> None:

@@ -354,11 +354,17 @@ class AzureMLCompute:
         )
 
     def _newest(self, spec: RunSpec) -> _Job | None:
-        jobs = (self._job(_name(spec, attempt)) for attempt in range(ATTEMPTS, 0, -1) if self._was_made(spec, attempt))
-        return next((job for job in jobs if job is not None), None)
-
-    def _was_made(self, spec: RunSpec, attempt: int) -> bool:
-        return attempt == 1 or self._files.read(spec.run, _mark(spec, attempt)) is not None
+        """The job that was made last. Azure ML is asked as far as there may be one: whoever made it may have died before it
+        wrote that down."""
+        newest: _Job | None = None
+        for attempt in range(1, ATTEMPTS + 1):
+            job = self._job(_name(spec, attempt))
+            if job is None and self._files.read(spec.run, _mark(spec, attempt)) is None:
+                break
+            newest = job or newest
+            if job is not None and (job.status not in _OVER or job.status == "Completed"):
+                break
+        return newest
 
     def _told(self, name: str) -> _Told:
         """Times, error and logs of a job; nothing of one that has no history yet."""
