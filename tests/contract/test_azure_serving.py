@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from azure.storage.blob import ContainerClient
 
-from dropforge.adapters.azure.serving import BlobServing, Published, ServingBlobs
+from dropforge.adapters.azure.serving import FORGET, BlobServing, Published, ServingBlobs
 from dropforge.domain.endpoints import Desired, ReplicaState
 from dropforge.domain.errors import BadName, Conflict, Unavailable
 from dropforge.wire import from_json, to_json
@@ -157,6 +159,25 @@ def test_reports_of_replicas_that_ended_long_ago_are_taken_away(
 ) -> None:
     replica.write_report(state("ended"))
     with closing(BlobServing(azurite.connection_string, clock=lambda: datetime.now(UTC) + timedelta(hours=2))) as later:
+        assert later.observe("flights") == []
+    assert list(client.list_blob_names()) == []
+
+
+def test_the_folder_of_a_replica_in_a_data_lake_goes_when_it_is_empty_and_not_before(
+    azurite: Azurite, replica: ServingBlobs, client: ContainerClient
+) -> None:
+    # A lake lists folders as empty blobs, as old as the first report in them, and deletes none that holds something.
+    client.upload_blob("replicas/one", b"", metadata={"hdi_isfolder": "true"})
+    first = client.get_blob_client("replicas/one").get_blob_properties().last_modified
+    # Times are told in whole seconds.
+    now = first + FORGET + timedelta(seconds=1)
+    while datetime.now(UTC) < first + timedelta(seconds=1):
+        time.sleep(0.05)
+    replica.write_report(replace(state("one"), reported_at=now))
+    with closing(BlobServing(azurite.connection_string, clock=lambda: now)) as later:
+        assert [each.replica for each in later.observe("flights")] == ["one"]
+        assert list(client.list_blob_names()) == ["replicas/one", "replicas/one/flights.json"]
+        replica.remove_report("one", "flights")
         assert later.observe("flights") == []
     assert list(client.list_blob_names()) == []
 

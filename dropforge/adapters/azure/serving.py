@@ -98,8 +98,12 @@ class ServingBlobs:
         last = f"/{checked_name(endpoint, 'endpoint')}{_JSON}"
         with storage.errors(self.place):
             listed = list(self._client.list_blobs(name_starts_with=_REPLICAS))
+        # A Data Lake lists folders too. They stay as old as they were made, and only an empty one can be taken away.
+        in_use = {blob.name.rpartition("/")[0] for blob in listed}
         states: list[ReplicaState] = []
         for blob in listed:
+            if blob.name in in_use:
+                continue
             if blob.last_modified < since:
                 self._remove(blob.name)
             elif blob.name.endswith(last) and (state := self._report(blob.name)) is not None:
