@@ -342,6 +342,22 @@ def test_a_refusal_ends_the_run_and_a_missing_right_only_holds_it_up(bench: Data
     assert bench.compute.status("r2").state is RunState.FAILED
 
 
+def test_what_databricks_does_not_know_ends_the_run_and_is_named(bench: DatabricksBench) -> None:
+    unknown = (404, "RESOURCE_DOES_NOT_EXIST", "Can't find a cluster policy with id: GONE.")
+    bench.workspace.answer_with(*unknown, path="runs/submit")
+    spec = bench.spec("succeed", policy="GONE")
+    with pytest.raises(BadInput, match=r"names what Databricks does not know.*policy with id: GONE"):
+        bench.compute.submit(spec)
+    assert bench.compute.status("r1").state is RunState.FAILED and bench.workspace.runs == []
+
+    # Also one that was there at the first attempt.
+    bench.workspace.fail_launch(*SPOT)
+    bench.compute.submit(bench.spec("succeed", "r2"))
+    bench.workspace.answer_with(*unknown, path="runs/submit")
+    status = bench.ended("r2")
+    assert status.state is RunState.FAILED and "policy with id: GONE" in str(status.reason)
+
+
 def test_a_token_that_is_refused_says_which_one_and_is_shown_to_nobody(
     bench: DatabricksBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

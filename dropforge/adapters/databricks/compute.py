@@ -22,7 +22,7 @@ from typing import Any
 from dropforge.adapters.azure.run_files import LOG, OUTPUT, RunFiles, table_path
 from dropforge.adapters.databricks import task
 from dropforge.adapters.databricks.endings import Ending, Stand, ending, stand
-from dropforge.adapters.databricks.workspace import asking, workspace_client
+from dropforge.adapters.databricks.workspace import asking, line_of, workspace_client
 from dropforge.domain.errors import BadInput, Conflict, NotFound, Refused, RunFailed
 from dropforge.domain.runs import ENDED, RunResult, RunSpec, RunState, RunStatus
 from dropforge.settings import Databricks
@@ -227,9 +227,20 @@ class DatabricksCompute:
             self._cancel(number)
 
     def _submit(self, spec: RunSpec, attempt: int) -> int:
-        with self._asking(f"the submission of run {spec.run!r}", run=spec.run):
-            client = workspace_client(self._settings.host)
-            return int(client.jobs.submit(**task.request(spec, self._settings, attempt)).run_id)
+        from databricks.sdk.errors import ResourceDoesNotExist
+
+        try:
+            with self._asking(f"the submission of run {spec.run!r}", run=spec.run):
+                client = workspace_client(self._settings.host)
+                return int(client.jobs.submit(**task.request(spec, self._settings, attempt)).run_id)
+        except NotFound as error:
+            # Not the 404 of a host that is no workspace: that may be mended, and the run goes on.
+            if not isinstance(error.__cause__, ResourceDoesNotExist):
+                raise
+            said = line_of(error.__cause__)
+            raise BadInput(
+                f"run {spec.run} names what Databricks does not know: {said}; correct training.compute", run=spec.run
+            ) from error
 
     def _stop(self, spec: RunSpec, state: RunState, reason: str) -> None:
         """Write down that the run ends; who came first stands."""

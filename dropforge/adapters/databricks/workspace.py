@@ -93,7 +93,7 @@ def asking(host: str, what: str, **about: object) -> Iterator[None]:
     except ValueError as error:
         # Of the SDK's configuration: it does not show what is secret there.
         raise BadInput(
-            f"Databricks workspace {host} cannot be asked about {what}: {_line(error)}; correct {SETTING} and the "
+            f"Databricks workspace {host} cannot be asked about {what}: {line_of(error)}; correct {SETTING} and the "
             "DATABRICKS_… variables",
             **about,
         ) from error
@@ -120,20 +120,20 @@ def _mapped(error: Exception, host: str, what: str, **about: object) -> Dropforg
             "identity (AZURE_CLIENT_ID) to the workspace as a service principal"
         )
     if isinstance(said, errors.PermissionDenied):
-        return Unavailable(f"{place} does not allow {what} ({code or 403}: {_line(said)}); {_SUBMIT_HELP}", **about)
+        return Unavailable(f"{place} does not allow {what} ({code or 403}: {line_of(said)}); {_SUBMIT_HELP}", **about)
     if isinstance(said, errors.NotFound):
-        return NotFound(f"{place} knows nothing of {what}: {_line(said)}", **about)
+        return NotFound(f"{place} knows nothing of {what}: {line_of(said)}", **about)
     if isinstance(said, errors.ResourceConflict):
-        return Conflict(f"{place}: {what} is being changed by somebody else: {_line(said)}", **about)
+        return Conflict(f"{place}: {what} is being changed by somebody else: {line_of(said)}", **about)
     if isinstance(said, errors.BadRequest):
-        return BadInput(f"{place} refused {what} ({code or 400}): {_line(said)}", **about)
+        return BadInput(f"{place} refused {what} ({code or 400}): {line_of(said)}", **about)
     return Unavailable(
-        f"{place} did not answer about {what}: {code or _line(said)}; check that it can be reached, then try again",
+        f"{place} did not answer about {what}: {code or line_of(said)}; check that it can be reached, then try again",
         **about,
     )
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """The first line of what the error says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:500].rstrip(".") if lines else type(error).__name__
