@@ -299,6 +299,39 @@ def test_a_run_that_was_purged_is_known_by_what_it_left(bench: DatabricksBench, 
     assert bench.workspace.runs == []
 
 
+def test_a_run_goes_on_and_can_be_cancelled_when_its_first_attempt_is_deleted(bench: DatabricksBench) -> None:
+    bench.workspace.fail_launch(*SPOT)
+    bench.compute.submit(bench.spec("hang"))
+    bench.until(lambda status: status.state is RunState.RUNNING)
+    first, second = bench.workspace.runs
+    bench.workspace.delete(first)
+    assert bench.compute.status("r1").state is RunState.RUNNING
+    bench.compute.cancel("r1")
+    assert bench.ended().state is RunState.CANCELLED
+    assert second.code == "USER_CANCELED"
+
+
+def test_a_run_that_was_cancelled_stays_so_when_it_is_deleted(bench: DatabricksBench) -> None:
+    bench.workspace.held = True
+    bench.compute.submit(bench.spec("succeed"))
+    bench.compute.cancel("r1")
+    assert bench.ended().state is RunState.CANCELLED
+    bench.workspace.delete(bench.only())
+    status = bench.compute.status("r1")
+    assert (status.state, status.reason) == (RunState.CANCELLED, "cancelled")
+
+
+def test_the_attempts_of_a_run_that_are_all_deleted_fail_it(bench: DatabricksBench) -> None:
+    bench.workspace.fail_launch(*SPOT, times=9)
+    bench.compute.submit(bench.spec("succeed"))
+    bench.ended()
+    for run in list(bench.workspace.runs):
+        bench.workspace.delete(run)
+    status = bench.compute.status("r1")
+    assert status.state is RunState.FAILED and "more than 60 days old" in str(status.reason)
+    assert bench.workspace.runs == []
+
+
 def test_a_token_whose_run_was_deleted_fails_the_run(bench: DatabricksBench, azurite: Azurite) -> None:
     bench.compute.submit(bench.spec("say"))
     bench.ended()

@@ -132,7 +132,11 @@ class DatabricksCompute:
                 return self._not_started(spec, attempt, stop, lost, go_on=go_on)
             run = self._get(number)
             if run is None:
-                return self._gone(spec, number)
+                gone = self._gone(spec, attempt, number, stop)
+                if isinstance(gone, RunStatus):
+                    return gone
+                lost = gone
+                continue
             if run.stand.phase != "over":
                 return self._going(spec, run, stop, go_on=go_on)
             ended = self._ended(spec, run, stop)
@@ -161,15 +165,21 @@ class DatabricksCompute:
                 return RunStatus(spec.run, RunState.FAILED, error.message, ended_at=self._clock())
         return RunStatus(spec.run, RunState.SUBMITTED)
 
-    def _gone(self, spec: RunSpec, number: int) -> RunStatus:
-        """Only a run that has ended can be deleted."""
-        node = self._left(spec)
-        if node is not None:
-            return RunStatus(spec.run, node.state, node.reason, None, self._clock(), node.exit_code)
+    def _gone(self, spec: RunSpec, attempt: int, number: int, stop: _Stop | None) -> RunStatus | Ending:
+        """How a run ended whose newest attempt was deleted, which only one that has ended can be; or why it went on with
+        another."""
         reason = (
             f"Databricks knows nothing of its run {number} any more, and it left no result: somebody deleted it, or it is more "
             "than 60 days old"
         )
+        if self._was_asked(spec, attempt + 1):
+            # What lies there by now may be the later attempt's.
+            return Ending(reason, again=True)
+        node = self._left(spec)
+        if node is not None and (stop is None or node.state is not RunState.CANCELLED):
+            return RunStatus(spec.run, node.state, node.reason, None, self._clock(), node.exit_code)
+        if stop is not None:
+            return RunStatus(spec.run, stop.state, stop.reason, ended_at=stop.at)
         return RunStatus(spec.run, RunState.FAILED, reason, ended_at=self._clock())
 
     def _going(self, spec: RunSpec, run: _Run, stop: _Stop | None, *, go_on: bool) -> RunStatus:
