@@ -122,6 +122,17 @@ def test_a_name_that_the_service_refuses_is_not_there(drops: BlobDrops, tmp_path
         drops.fetch(url, "0x1", tmp_path / "copy")
 
 
+def test_who_drops_over_a_lease_is_told_to_break_it(drops: BlobDrops, client: ContainerClient, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"new")
+    with client.upload_blob("a.csv", b"old").acquire_lease():
+        with pytest.raises(Unavailable, match=r"'a\.csv' .* has a lease .* break the lease"):
+            drops.put("drops", "a.csv", tmp_path / "a.csv")
+        # Whoever only reads needs none.
+        (drop,) = drops.list("drops", "")
+        drops.fetch(drop.url, drop.etag, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"old"
+
+
 def test_a_sas_url_opens_the_account_it_names(azurite: Azurite, client: ContainerClient) -> None:
     client.upload_blob("a.csv", b"x")
     sas = generate_account_sas(ACCOUNT, KEY, "sco", "rl", datetime.now(UTC) + timedelta(hours=1))

@@ -134,6 +134,15 @@ def test_of_many_hosts_the_newest_revision_wins_and_readers_never_see_an_older_o
     assert found(replica).desired == wanted(23)
 
 
+def test_who_publishes_over_a_lease_is_told_to_break_it(port: BlobServing, client: ContainerClient) -> None:
+    port.publish(wanted(1))
+    told = r"'desired/flights\.json' .* has a lease .* break the lease"
+    with client.get_blob_client("desired/flights.json").acquire_lease(), pytest.raises(Unavailable, match=told):
+        port.publish(wanted(2))
+    port.publish(wanted(2))
+    assert port.desired("flights") == wanted(2)
+
+
 def test_a_damaged_desired_state_is_told_and_never_taken_for_none(
     port: BlobServing, replica: ServingBlobs, client: ContainerClient
 ) -> None:

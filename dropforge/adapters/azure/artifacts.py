@@ -24,6 +24,7 @@ from dropforge.adapters.azure.storage import (
     endpoint,
     is_emulator,
     is_folder,
+    is_taken,
     make_container,
     mapped,
     service,
@@ -35,10 +36,6 @@ from dropforge.domain.errors import Conflict, DropforgeError, NotFound
 BLOCK_BYTES = 8 * 1024 * 1024
 # Where a blob says what its bytes are.
 SHA256 = "sha256"
-# What the service says to put-if-absent when there is such a blob; the last when it took away the pieces of the one who
-# came second.
-_TAKEN = ("BlobAlreadyExists", "ConditionNotMet", "InvalidBlockList")
-
 _T = TypeVar("_T")
 
 
@@ -113,7 +110,8 @@ class BlobArtifacts:
         try:
             self._contained(put)
         except AzureError as error:
-            if code_of(error) not in _TAKEN:
+            # The other: it took away the pieces of the one who came second.
+            if not (is_taken(error) or code_of(error) == "InvalidBlockList"):
                 raise self._mapped(error, blob.blob_name) from error
             # Perhaps by this put itself, whose first answer got lost.
             return self._same(blob, sha256)

@@ -20,6 +20,7 @@ from dropforge.adapters.azure.storage import (
     account_name,
     code_of,
     endpoint,
+    has_lease,
     is_folder,
     line_of,
     mapped,
@@ -171,7 +172,7 @@ class BlobDrops:
             raise self._mapped(error, ref, etag) from error
 
     def _mapped(self, error: AzureError, ref: BlobRef | None, etag: str) -> DropforgeError:
-        if ref is None or code_of(error) in ("ContainerNotFound", "BlobArchived"):
+        if ref is None or has_lease(error) or code_of(error) in ("ContainerNotFound", "BlobArchived"):
             return mapped(error, self._place, ref.path if ref else "")
         status = status_of(error)
         if status == 404:

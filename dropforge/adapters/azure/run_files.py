@@ -7,8 +7,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from azure.core.exceptions import AzureError
+
 from dropforge.adapters.azure.places import RUNS, TABLES
-from dropforge.adapters.azure.storage import Place, account_name, errors, service
+from dropforge.adapters.azure.storage import Place, account_name, errors, is_taken, mapped, service
 from dropforge.adapters.local.atomic import whole_file
 from dropforge.adapters.run_outcome import collected
 from dropforge.domain.errors import BadInput, Conflict, NotFound, RunFailed
@@ -115,9 +117,10 @@ class RunFiles:
         """Write `<run>/<path>` unless it is there; whether it was not. A mark that was set stays as it is."""
         blob = self._path(run, path)
         try:
-            with errors(self._place, blob):
-                self._runs.upload_blob(blob, content, overwrite=False)
-        except Conflict:
+            self._runs.upload_blob(blob, content, overwrite=False)
+        except AzureError as error:
+            if not is_taken(error):
+                raise mapped(error, self._place, blob) from error
             return False
         return True
 

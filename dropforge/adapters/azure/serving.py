@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from azure.core import MatchConditions
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import AzureError, HttpResponseError
 
 from dropforge.adapters.azure import places, storage
 from dropforge.adapters.replica_names import checked_replica
@@ -113,8 +113,11 @@ class ServingBlobs:
     def write_log(self, name: str, data: bytes) -> None:
         """Put a file of a log down. One of that name is it already: names are used once, and a write that was told to have
         failed may have been done."""
-        with suppress(Conflict), storage.errors(self.place, name):
+        try:
             self._client.get_blob_client(name).upload_blob(data, overwrite=False)
+        except AzureError as error:
+            if not storage.is_taken(error):
+                raise storage.mapped(error, self.place, name) from error
 
     def open_model(self, uri: str) -> tuple[int, Iterator[bytes]]:
         """Size and pieces of the model at a URI, read as this process's identity: of this account's artifacts only.

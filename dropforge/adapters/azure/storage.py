@@ -157,7 +157,14 @@ def mapped(error: AzureError, place: Place, blob: str = "") -> DropforgeError:
         return Unavailable(_no_right(error, str(place), place.role, place.settings))
     if status == 404:
         return NotFound(f"there is no {what}", **about)
-    if status == 412 or code == "BlobAlreadyExists":
+    if has_lease(error):
+        # Not somebody else's write: who reads again and decides again would do so for ever.
+        return Unavailable(
+            f"{what} has a lease ({code}), so nobody but its holder may write there; break the lease (`az storage blob lease "
+            "break`), then try again",
+            **about,
+        )
+    if is_taken(error):
         return Conflict(f"{what} was written by somebody else first; read again and decide again", **about)
     if code == "BlobArchived":
         return NotFound(f"{what} is in the archive tier and cannot be read; rehydrate it", **about)
@@ -177,6 +184,16 @@ def _no_right(error: AzureError, place: str, role: str, settings: str) -> str:
         )
     found = code_of(error) or status_of(error)
     return f"{place} may not be used ({found}); give the app's identity the role {role} there, or correct {settings}"
+
+
+def has_lease(error: AzureError) -> bool:
+    """Whether somebody's lease on the blob is in the way."""
+    return code_of(error).startswith("Lease")
+
+
+def is_taken(error: AzureError) -> bool:
+    """Whether what was to be put where there is nothing found such a blob: only what is there can have a lease."""
+    return status_of(error) == 412 or code_of(error) == "BlobAlreadyExists"
 
 
 def refused_for_good(status: int | None) -> bool:
