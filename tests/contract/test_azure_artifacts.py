@@ -137,6 +137,22 @@ def test_what_somebody_wrote_past_the_adapter_is_found_by_its_bytes(
     assert artifacts.put("bare", b"content") == sha256
 
 
+def test_an_artifact_in_the_archive_tier_is_not_missing_but_to_be_rehydrated(
+    artifacts: BlobArtifacts, container: ContainerClient, tmp_path: Path
+) -> None:
+    artifacts.put("a", b"content")
+    container.get_blob_client("a").set_standard_blob_tier("Archive")
+    for call in (
+        lambda: artifacts.read("a"),
+        lambda: artifacts.fetch("a", tmp_path / "a"),
+        lambda: artifacts.put("a", b"content"),
+    ):
+        with pytest.raises(Unavailable, match=r"'a' .* is in the archive tier .* rehydrate it"):
+            call()
+    container.get_blob_client("a").set_standard_blob_tier("Hot")
+    assert artifacts.read("a") == b"content"
+
+
 def test_the_hash_lies_beside_the_bytes(artifacts: BlobArtifacts, container: ContainerClient) -> None:
     sha256 = artifacts.put("a", b"content")
     assert container.get_blob_client("a").get_blob_properties().metadata == {"sha256": sha256}

@@ -133,6 +133,16 @@ def test_who_drops_over_a_lease_is_told_to_break_it(drops: BlobDrops, client: Co
     assert (tmp_path / "copy").read_bytes() == b"old"
 
 
+def test_a_file_in_the_archive_tier_is_unfinished_and_counts_as_missing(
+    drops: BlobDrops, client: ContainerClient, tmp_path: Path
+) -> None:
+    client.upload_blob("a.csv", b"x").set_standard_blob_tier("Archive")
+    found = drops.look("https://local.blob.localhost/drops/a.csv")
+    assert found is not None and not found.finished and listed(drops) == []
+    with pytest.raises(NotFound, match=r"is in the archive tier .* rehydrate it"):
+        drops.fetch(found.url, found.etag, tmp_path / "copy")
+
+
 def test_a_sas_url_opens_the_account_it_names(azurite: Azurite, client: ContainerClient) -> None:
     client.upload_blob("a.csv", b"x")
     sas = generate_account_sas(ACCOUNT, KEY, "sco", "rl", datetime.now(UTC) + timedelta(hours=1))

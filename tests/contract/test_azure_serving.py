@@ -143,6 +143,14 @@ def test_who_publishes_over_a_lease_is_told_to_break_it(port: BlobServing, clien
     assert port.desired("flights") == wanted(2)
 
 
+def test_a_desired_state_in_the_archive_tier_is_not_taken_for_none(port: BlobServing, client: ContainerClient) -> None:
+    port.publish(wanted(1))
+    client.get_blob_client("desired/flights.json").set_standard_blob_tier("Archive")
+    for call in (lambda: port.desired("flights"), lambda: port.publish(wanted(2))):
+        with pytest.raises(Unavailable, match=r"is in the archive tier .* rehydrate it"):
+            call()
+
+
 def test_a_damaged_desired_state_is_told_and_never_taken_for_none(
     port: BlobServing, replica: ServingBlobs, client: ContainerClient
 ) -> None:

@@ -55,7 +55,7 @@ def answered(status: int, code: str = "", kind: type[HttpResponseError] = HttpRe
             "'a' in container 'artifacts' .* has a lease .* break the lease",
         ),
         (answered(412, "LeaseIdMismatchWithBlobOperation"), Unavailable, "break the lease"),
-        (answered(409, "BlobArchived"), NotFound, "rehydrate"),
+        (answered(409, "BlobArchived"), Unavailable, "in the archive tier .* rehydrate"),
         (answered(403, "AuthorizationPermissionMismatch"), Unavailable, "the role Storage Blob Data Contributor"),
         (answered(401, "NoAuthenticationInformation"), Unavailable, "the role Storage Blob Data Contributor"),
         (ClientAuthenticationError("no token"), Unavailable, "set AZURE_CLIENT_ID"),

@@ -172,8 +172,11 @@ class BlobDrops:
             raise self._mapped(error, ref, etag) from error
 
     def _mapped(self, error: AzureError, ref: BlobRef | None, etag: str) -> DropforgeError:
-        if ref is None or has_lease(error) or code_of(error) in ("ContainerNotFound", "BlobArchived"):
+        if ref is None or has_lease(error) or code_of(error) == "ContainerNotFound":
             return mapped(error, self._place, ref.path if ref else "")
+        if code_of(error) == "BlobArchived":
+            # It may not hold up the files beside it.
+            return NotFound(f"{ref.url} is in the archive tier and cannot be read; rehydrate it", url=ref.url)
         status = status_of(error)
         if status == 404:
             return NotFound(f"{ref.url} is gone", url=ref.url)

@@ -167,7 +167,8 @@ def mapped(error: AzureError, place: Place, blob: str = "") -> DropforgeError:
     if is_taken(error):
         return Conflict(f"{what} was written by somebody else first; read again and decide again", **about)
     if code == "BlobArchived":
-        return NotFound(f"{what} is in the archive tier and cannot be read; rehydrate it", **about)
+        # It is there: what counts on it waits until somebody has done that.
+        return Unavailable(f"{what} is in the archive tier and cannot be read; rehydrate it", **about)
     if refused_for_good(status):
         return BadInput(
             f"{place} refused {repr(blob) if blob else 'what was asked'}: {code or line_of(error)}", **about
