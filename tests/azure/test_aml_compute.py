@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 from azure.storage.blob import BlobServiceClient
 
-from dropforge.adapters.azure.aml_compute import AzureMLCompute
+from dropforge.adapters.azure.aml_compute import AzureMLCompute, _read_tail
 from dropforge.adapters.azure.run_files import table_path
 from dropforge.domain.errors import BadInput, RunFailed, Unavailable
 from dropforge.domain.runs import ENDED, ChampionRef, RunSpec, RunState, SweepPlan
@@ -28,6 +28,7 @@ from tests.azure.aml_bench import IMAGE, SDK_WARNINGS, AzureMLBench, azure_ml, i
 from tests.azure.control_plane import ControlPlane, control_plane
 from tests.azurite import Azurite, azurite
 from tests.bundles import packed
+from tests.contract.web import web
 from tests.unit.training.bench import TRAIN, days_table, write_table
 from tests.unit.training.bench import spec as real_spec
 
@@ -485,6 +486,23 @@ def test_the_real_node_trains_on_a_real_table(azurite: Azurite, tmp_path: Path) 
         assert "trained on 600 rows" in bench.compute.logs("r1")
         assert b"trained on 600 rows" in bench.artifacts.read("runs/r1/log.txt")
         assert plane.invalid == []
+
+
+# ------------------------------------------------------------------------------------------------ logs
+def test_no_bytes_of_a_log_are_no_text_before_and_after_the_end(bench: AzureMLBench) -> None:
+    bench.compute.submit(bench.spec("succeed"))
+    assert bench.compute.logs("r1", 0) == ""
+    bench.ended()
+    bench.files.put_mark("r1", "output/log.txt", b"started r1\n")
+    assert bench.compute.logs("r1", 3) == "r1\n"
+    assert bench.compute.logs("r1", 0) == bench.compute.logs("r1", -1) == ""
+
+
+def test_a_log_that_breaks_off_while_it_is_read_is_unavailable() -> None:
+    with web() as storage:
+        storage.answers = [(200, {}, b""), (200, {"Content-Length": "100", "Connection": "close"}, b"half of")]
+        with pytest.raises(Unavailable, match="the log in Azure ML cannot be read: IncompleteRead; try again"):
+            _read_tail(f"{storage.url}/log?sig=test", 50)
 
 
 # ------------------------------------------------------------------------------------------------ secrets

@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(said)
 
-    do_GET = do_POST = do_PUT = _any  # noqa: N815  the base class's names
+    do_GET = do_HEAD = do_POST = do_PUT = _any  # noqa: N815  the base class's names
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
         return None

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from typing import Any
 
 from azure.core.exceptions import AzureError
@@ -130,13 +131,13 @@ class AzureMLCompute:
     def logs(self, run: str, tail_bytes: int = 65536) -> str:
         """As the port says: of the newest attempt, as it is printed; once it has ended, as it was left."""
         spec = self._files.spec(run)
+        if tail_bytes <= 0:
+            return ""
         job = self._newest(spec)
         if job is None or job.status in _OVER:
             kept = self._files.tail(run, f"{self._folder(spec)}/{LOG}", tail_bytes)
             if kept is not None or job is None:
                 return kept or ""
-        if tail_bytes <= 0:
-            return ""
         # A sweep prints nothing of its own.
         trials = [] if spec.sweep is None else [job.best_trial] if job.best_trial else self._trials(job.name)
         addresses = dict(self._told(trials[-1] if trials else job.name).logs)
@@ -443,7 +444,7 @@ def _read_tail(address: str, size_bytes: int) -> str:
         if error.code in (404, 416):
             return ""
         raise Unavailable(f"the log in Azure ML cannot be read: {error.code} {error.reason}; try again") from None
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise Unavailable(f"the log in Azure ML cannot be read: {type(error).__name__}; try again") from None
     # Whoever ignores the range sends all of it; and the first character may be cut in two.
     return content[-size_bytes:].decode(errors="ignore" if start else "replace")
