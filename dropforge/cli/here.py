@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import track
 
+from dropforge.adapters.local.finished import is_ignored
 from dropforge.cli.app import AsJson, Name, State, app, client
 from dropforge.cli.shown import err, show
 from dropforge.client import drop_file, find_state
@@ -115,9 +116,7 @@ def drop(
     """
     asked = client(state)
     put = _into(asked.connection.state)
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise NotFound(f"{missing[0]} is not a file; nothing was dropped")
+    _check(files, here=settings().drops == "local")
     folder = folder_of(name)
     if folder is not None:
         asked.apply(name, folder)
@@ -129,6 +128,25 @@ def drop(
         target, written = put(prefix, file)
         dropped.append({"file": str(file), "dropped": target, "written": written})
     show(dropped, as_json, lambda told: "\n".join(_dropped_line(each) for each in told))
+
+
+def _check(files: list[Path], *, here: bool) -> None:
+    """Raises when one of the files is none, or would lie in the drop folder and never be taken in."""
+    called: dict[str, Path] = {}
+    for file in files:
+        if not file.is_file():
+            raise NotFound(f"{file} is not a file; nothing was dropped")
+        if here and is_ignored(file.name):
+            raise BadInput(
+                f"{file} would never be taken in: a name that is hidden, ends in .tmp, .part, .crdownload or ~, or that no "
+                "URL can carry is passed over; give it another. Nothing was dropped"
+            )
+        other = called.setdefault(file.name, file)
+        if other.resolve() != file.resolve():
+            raise BadInput(
+                f"{other} and {file} are both called {file.name}, and one would replace the other; give one another name. "
+                "Nothing was dropped"
+            )
 
 
 def _into(state: Path | None) -> Callable[[str, Path], tuple[str, bool]]:

@@ -1,0 +1,39 @@
+"""What the commands check on this machine, before anybody is asked, and how they show what was answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dropforge.cli.here import _check
+from dropforge.domain.errors import BadInput
+
+
+def files(folder: Path, *names: str) -> list[Path]:
+    made = [folder / name for name in names]
+    for file in made:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(str(file))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ drop
+def test_of_two_files_of_one_name_none_is_dropped(tmp_path: Path) -> None:
+    first, second = files(tmp_path, "monday/day.csv", "tuesday/day.csv")
+    with pytest.raises(BadInput, match=r"both called day\.csv"):
+        _check([first, second], here=True)
+
+
+def test_a_file_that_is_named_twice_is_one_file(tmp_path: Path) -> None:
+    (file,) = files(tmp_path, "monday/day.csv")
+    _check([file, tmp_path / "monday" / ".." / "monday" / "day.csv"], here=True)
+
+
+@pytest.mark.parametrize("name", [".day.csv", "day.csv.part", "day.csv~"])
+def test_a_file_that_the_drop_folder_passes_over_is_not_dropped(tmp_path: Path, name: str) -> None:
+    (file,) = files(tmp_path, name)
+    with pytest.raises(BadInput, match="never be taken in"):
+        _check([file], here=True)
+    # A container has no such names.
+    _check([file], here=False)
