@@ -16,6 +16,7 @@ from dropforge.client import find_state
 from dropforge.domain.datasets import DatasetVersion
 from dropforge.domain.endpoints import Deployment
 from dropforge.domain.errors import BadInput, NotFound
+from dropforge.domain.names import NAME
 from dropforge.settings import settings
 
 if TYPE_CHECKING:
@@ -95,10 +96,15 @@ def _meant(text: str) -> tuple[str, int | None, bool]:
     """What the input is: a place or a name, its version, and whether it is a dataset's name."""
     name, version = _versioned(text)
     for place, number in ((text, None), (name, version)):
-        if Path(place).exists():
+        if Path(place).exists() and not _is_pipeline(place):
             return place, number, False
     is_place = "/" in text or Path(text).suffix != "" or any(sign in text for sign in "*?[")
     return (text, None, False) if is_place else (name, version, True)
+
+
+def _is_pipeline(place: str) -> bool:
+    """Whether a bare name is that of a pipeline's folder, which `init` makes where people work: its dataset is meant."""
+    return NAME.fullmatch(place) is not None and (Path(place) / "pipeline.yaml").is_file()
 
 
 def _versioned(text: str) -> tuple[str, int | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dropforge.cli.here import _check
+from dropforge.cli.scoring import _meant
 from dropforge.domain.errors import BadInput
 
 
@@ -37,3 +38,20 @@ def test_a_file_that_the_drop_folder_passes_over_is_not_dropped(tmp_path: Path, 
         _check([file], here=True)
     # A container has no such names.
     _check([file], here=False)
+
+
+# ------------------------------------------------------------------------------------------------ score
+@pytest.mark.parametrize(("text", "version"), [("demo", None), ("demo@7", 7)])
+def test_the_folder_of_a_pipeline_does_not_hide_its_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, version: int | None
+) -> None:
+    files(tmp_path, "demo/pipeline.yaml", "demo/sample.csv")
+    monkeypatch.chdir(tmp_path)
+    assert _meant(text) == ("demo", version, True)
+
+
+@pytest.mark.parametrize("text", ["demo/", "./demo", "rows", "."])
+def test_a_folder_that_is_named_as_one_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    files(tmp_path, "pipeline.yaml", "demo/pipeline.yaml", "demo/sample.csv", "rows/new.csv")
+    monkeypatch.chdir(tmp_path)
+    assert _meant(text) == (text, None, False)
