@@ -64,7 +64,7 @@ def init(
         value,
         as_json,
         lambda _: (
-            f"Made [bold]{target}[/] ({', '.join(made)})"
+            f"Made {target} ({', '.join(made)})"
             + (" and applied it to the running host.\n" if applied else ".\n")
             + f"Next: dropforge drop {name} data.csv && dropforge status {name} --watch"
         ),

@@ -25,7 +25,8 @@ def show(value: T, as_json: bool, shown: Callable[[T], RenderableType | None]) -
         return
     text = shown(value)
     if text is not None:
-        out.print(text)
+        # Names and reasons are others' words: brackets in them are no markup.
+        out.print(text, markup=False, emoji=False)
 
 
 def table(*columns: str) -> Table:

@@ -8,6 +8,7 @@ import pytest
 
 from dropforge.cli.here import _check
 from dropforge.cli.scoring import _meant
+from dropforge.cli.shown import show
 from dropforge.domain.errors import BadInput
 
 
@@ -55,3 +56,10 @@ def test_a_folder_that_is_named_as_one_is_scored(tmp_path: Path, monkeypatch: py
     files(tmp_path, "pipeline.yaml", "demo/pipeline.yaml", "demo/sample.csv", "rows/new.csv")
     monkeypatch.chdir(tmp_path)
     assert _meant(text) == (text, None, False)
+
+
+# ------------------------------------------------------------------------------------------------ showing
+@pytest.mark.parametrize("text", ["Dropped day[old].csv.", "failed: no rows in [/data/in]", "kept: a:key:b"])
+def test_what_others_wrote_is_shown_as_it_is(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    show({}, False, lambda _: text)
+    assert capsys.readouterr().out == f"{text}\n"
