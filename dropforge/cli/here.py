@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.progress import track
 from dropforge.adapters.local.finished import is_ignored
 from dropforge.cli.app import AsJson, Name, State, app, client
 from dropforge.cli.shown import err, show
-from dropforge.client import drop_file, find_state
+from dropforge.client import Answered, drop_file, find_state
 from dropforge.domain.errors import BadInput, NotFound, Unavailable
 from dropforge.domain.names import checked_name
 from dropforge.settings import settings
@@ -50,6 +51,11 @@ def init(
     target = (folder or Path(name)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{target} exists and is not an empty folder; choose another name or --folder")
+    if _is_there(state, name):
+        raise BadInput(
+            f"pipeline {name!r} is there already, and `init` would replace it on the running host; choose another name, or "
+            f"change it from its own folder: dropforge apply {name} FOLDER"
+        )
     template = Path(__file__).parent.parent / "scaffold"
     target.mkdir(parents=True, exist_ok=True)
     made = []
@@ -69,6 +75,18 @@ def init(
             + f"Next: dropforge drop {name} data.csv && dropforge status {name} --watch"
         ),
     )
+
+
+def _is_there(state: Path | None, name: str) -> bool:
+    try:
+        client(state).get(f"pipelines/{name}")
+    except Unavailable:
+        return False
+    except Answered as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return False
+    return True
 
 
 def _applied(state: Path | None, name: str, folder: Path) -> bool:

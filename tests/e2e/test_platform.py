@@ -106,6 +106,18 @@ def test_init_drop_status_as_the_readme_says(platform: Platform, tmp_path: Path)
     assert status == 200, answer
 
 
+def test_init_leaves_a_pipeline_of_that_name_as_it_is(platform: Platform, tmp_path: Path) -> None:
+    platform.client.apply("taken", pipeline(tmp_path, "taken"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    refused = cli(platform, "init", "taken", cwd=elsewhere)
+    assert refused.returncode == 1
+    assert "pipeline 'taken' is there already" in refused.stderr
+    # A folder of that name would be applied by the next `drop`.
+    assert list(elsewhere.iterdir()) == []
+    assert platform.status("taken")["revision"] == 1
+
+
 # ------------------------------------------------------------------------------------------------ what goes wrong
 def test_a_typo_in_pipeline_yaml_names_key_line_and_choices(platform: Platform, tmp_path: Path) -> None:
     folder = pipeline(tmp_path, "typo", **{"metric: log_loss": "metrik: log_loss"})
