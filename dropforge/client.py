@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -63,16 +64,47 @@ def connect(state: Path | None = None) -> Connection:
     url = os.environ.get("DROPFORGE_URL")
     if url:
         audience = os.environ.get("DROPFORGE_AUDIENCE")
-        token = _signed_in(url, audience) if audience else None
-        return Connection(url.rstrip("/"), os.environ.get("DROPFORGE_KEY", ""), token=token)
+        place = _checked_url(url)
+        token = _signed_in(place, audience) if audience else None
+        return Connection(place, _checked_key(os.environ.get("DROPFORGE_KEY", "")), token=token)
     folder = state or find_state()
+    file = folder / "connection.json"
     try:
-        told = json.loads((folder / "connection.json").read_text())
-    except FileNotFoundError:
+        told = json.loads(file.read_text())
+        return Connection(told["url"].rstrip("/"), told["function_key"], folder)
+    except (FileNotFoundError, NotADirectoryError):
         raise Unavailable(
             f"no host is running on {folder}; start one with `dropforge up` (or set DROPFORGE_URL)"
         ) from None
-    return Connection(told["url"].rstrip("/"), told["function_key"], folder)
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}; it is for whoever started the host") from None
+    except (ValueError, TypeError, LookupError):
+        raise BadInput(f"{file} is not what a host writes; start the host again: it writes another") from None
+
+
+def _checked_url(text: str) -> str:
+    try:
+        place = urllib.parse.urlsplit(text)
+        fits = bool(place.scheme in ("http", "https") and place.hostname) and (place.port is None or place.port > 0)
+    except ValueError:
+        fits = False
+    if fits and text.isascii() and not re.search(r"[@?#\s]", text):
+        return text.rstrip("/")
+    # What stands before an @ or behind a ? may be a secret.
+    shown = text.partition("?")[0].rpartition("@")[2]
+    raise BadInput(
+        f"DROPFORGE_URL is {shown!r}; it must be http://HOST[:PORT] or https://HOST, without a user, a key or a query"
+    )
+
+
+def _checked_key(text: str) -> str:
+    # A key that is read from a file comes with the end of its line.
+    key = text.strip()
+    if key.isascii() and key.isprintable():
+        return key
+    raise BadInput(
+        "DROPFORGE_KEY holds signs that no key has (a line break, or letters that are not ASCII); copy it again"
+    )
 
 
 def _signed_in(url: str, audience: str) -> Callable[[], str]:
@@ -120,7 +152,7 @@ class Client:
 
     def get(self, path: str, **query: str | int | None) -> Any:
         """The JSON that a GET answers."""
-        return json.loads(self.request("GET", with_query(path, query)))
+        return self._json("GET", with_query(path, query))
 
     def each(self, path: str, name: str, **query: str | int | None) -> Iterator[Any]:
         """What a list holds, page after page; `name` is what the list calls its items."""
@@ -137,19 +169,31 @@ class Client:
         data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
         headers = {"content-type": "application/json", "idempotency-key": key or str(uuid.uuid4())}
         try:
-            return json.loads(self.request("POST", path, data, headers))
+            return self._json("POST", path, data, headers)
         except Unavailable:
             # The answer may be all that was lost; under its key the request can be sent once more.
-            return json.loads(self.request("POST", path, data, headers))
+            return self._json("POST", path, data, headers)
 
     def apply(self, name: str, folder: Path) -> Any:
         """Make the pipeline what the folder says."""
-        return json.loads(self.request("PUT", f"pipelines/{name}", bundle(folder), {"content-type": "application/zip"}))
+        return self._json("PUT", f"pipelines/{name}", bundle(folder), {"content-type": "application/zip"})
+
+    def _json(self, *request: Any) -> Any:
+        body = self.request(*request)
+        try:
+            return json.loads(body)
+        except ValueError:
+            begin = body[:80].decode(errors="replace")
+            raise BadInput(
+                f"what {self.connection.url} answers is no JSON ({begin!r}); is it a Dropforge app?"
+            ) from None
 
     def request(
         self, method: str, path: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> bytes:
         """The bytes of the answer."""
+        # A name that is none is for the app to refuse; it has to get there.
+        path = urllib.parse.quote(path, safe="/?&=+%:@~", errors="surrogateescape")
         place = f"{self.connection.url}/api/{path if path in UNVERSIONED else f'v1/{path}'}"
         sent = {"x-functions-key": self.connection.key} if self.connection.key else {}
         if self.connection.token is not None:

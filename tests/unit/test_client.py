@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from dropforge.client import Answered, Client, Connection, connect
-from dropforge.domain.errors import BadInput
+from dropforge.domain.errors import BadInput, Unavailable
 
 AUDIENCE = "api://dropforge"
 TOKEN = "a token of Entra"
@@ -46,7 +46,7 @@ class Door(BaseHTTPRequestHandler):
             wanted = parse_qs(place.query)["resource"] == [AUDIENCE]
             told = {"access_token": TOKEN, "expires_on": "4102444800", "resource": AUDIENCE, "token_type": "Bearer"}
             assert wanted
-        body = json.dumps(told).encode()
+        body = b"<html>" if place.path == "/api/v1/page" else json.dumps(told).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -99,6 +99,79 @@ def test_a_token_does_not_travel_in_the_clear(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DROPFORGE_AUDIENCE", AUDIENCE)
     with pytest.raises(BadInput, match="https alone"):
         connect()
+
+
+@pytest.mark.parametrize(
+    "url", ["app.example", "localhost:7071", "ftp://app.example", "http://[::1", "https://app:x/", "https://"]
+)
+def test_an_address_that_is_none_is_told_with_what_is_wanted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DROPFORGE_URL", url)
+    with pytest.raises(BadInput, match=r"DROPFORGE_URL is .*; it must be http"):
+        connect()
+
+
+@pytest.mark.parametrize("url", ["https://app.example/?code=hidden", "https://me:hidden@app.example"])
+def test_an_address_with_a_secret_in_it_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("DROPFORGE_URL", url)
+    with pytest.raises(BadInput) as refused:
+        connect()
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_key_is_taken_without_the_line_break_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DROPFORGE_URL", "https://app.example")
+    monkeypatch.setenv("DROPFORGE_KEY", "k\r\n")
+    assert connect().key == "k"
+
+
+@pytest.mark.parametrize("key", ["hidden\nhidden", "hidden’"])
+def test_a_key_that_is_none_is_told_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("DROPFORGE_URL", "https://app.example")
+    monkeypatch.setenv("DROPFORGE_KEY", key)
+    with pytest.raises(BadInput, match="DROPFORGE_KEY") as refused:
+        connect()
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ['{"url": "http', "[]", "{}"])
+def test_a_connection_file_that_no_host_wrote_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    monkeypatch.delenv("DROPFORGE_URL", raising=False)
+    (tmp_path / "connection.json").write_text(text)
+    with pytest.raises(BadInput, match="is not what a host writes"):
+        connect(tmp_path)
+
+
+def test_on_a_file_no_host_is_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DROPFORGE_URL", raising=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unavailable, match="no host is running on"):
+        connect(tmp_path / "file")
+
+
+def test_a_connection_file_that_cannot_be_read_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DROPFORGE_URL", raising=False)
+    (tmp_path / "connection.json").mkdir()
+    with pytest.raises(BadInput, match="cannot be read"):
+        connect(tmp_path)
+
+
+def test_a_name_with_any_signs_reaches_the_app_and_the_query_stays_one(world: World) -> None:
+    client = Client(Connection(world.url, "k"))
+    client.get("pipelines/my mödel#1/status")
+    client.get("pipelines", token="a b")
+    assert [path for path, _ in world.seen] == [
+        "/api/v1/pipelines/my%20m%C3%B6del%231/status",
+        "/api/v1/pipelines?token=a+b",
+    ]
+
+
+def test_an_answer_that_is_no_json_is_told(world: World) -> None:
+    with pytest.raises(BadInput, match="is no JSON"):
+        Client(Connection(world.url, "k")).get("page")
 
 
 def cli(world: World, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
