@@ -1,4 +1,5 @@
-"""A pipeline's folder, unpacked from its zip: nothing outside the folder, nothing but plain files, within limits."""
+"""A pipeline's folder as a zip: how files stand in it; and how it is unpacked, with nothing outside the folder, nothing but
+plain files, within limits."""
 
 from __future__ import annotations
 
@@ -13,6 +14,20 @@ from dropforge.domain.errors import BadInput
 MAX_BYTES = 1024**3
 MAX_FILES = 20_000
 _CHUNK_BYTES = 1024**2
+
+
+def entry_of(name: str, *, executable: bool) -> zipfile.ZipInfo:
+    """How a file stands in the zip: without its time, so that equal files make equal zips."""
+    made = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    if executable:
+        made.external_attr = (stat.S_IFREG | 0o755) << 16
+    return made
+
+
+def is_executable(entry: zipfile.ZipInfo) -> bool:
+    """Whether it is a program that can be started by its name."""
+    mode = entry.external_attr >> 16
+    return stat.S_IFMT(mode) in (0, stat.S_IFREG) and bool(mode & stat.S_IXUSR)
 
 
 def unpack(bundle: Path, folder: Path, max_bytes: int = MAX_BYTES, max_files: int = MAX_FILES) -> None:
@@ -54,6 +69,6 @@ def _unpack_one(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, 
             if size > left:
                 raise BadInput(f"wanted a bundle of at most {max_bytes:,} bytes once unpacked, found more")
             file.write(chunk)
-    if mode & 0o100:
+    if is_executable(entry):
         target.chmod(0o755)
     return size

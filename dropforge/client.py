@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import stat
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dropforge.bundle import entry_of
 from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
 
 # Below `/api/` instead of `/api/v1/`.
@@ -248,7 +250,8 @@ def bundle(folder: Path) -> bytes:
                 continue
             if path.suffix in (".pyc", ".onnx"):
                 continue
-            archive.writestr(zipfile.ZipInfo("/".join(parts), (1980, 1, 1, 0, 0, 0)), path.read_bytes())
+            executable = bool(path.stat().st_mode & stat.S_IXUSR)
+            archive.writestr(entry_of("/".join(parts), executable=executable), path.read_bytes())
     return buffer.getvalue()
 
 

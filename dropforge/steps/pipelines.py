@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from dropforge.bundle import entry_of, is_executable
 from dropforge.domain.errors import BadInput, Conflict
 from dropforge.domain.names import checked_name, id_of
 from dropforge.ports import Insert, Json, Ports, Replace
@@ -43,7 +44,7 @@ def apply(
     is there.
     """
     checked_name(name, "pipeline")
-    files = _unpacked(bundle)
+    files, programs = _unpacked(bundle)
     try:
         text = files[SPEC_FILE].decode()
     except KeyError:
@@ -55,7 +56,7 @@ def apply(
         raise BadInput(f"{SPEC_FILE} is of pipeline {spec.name!r}, applied as {name!r}; make the two equal")
     _check_alone(ports, spec)
     _check_target(spec, targets)
-    packed = _packed(files)
+    packed = _packed(files, programs)
     code_sha256 = hashlib.sha256(packed).hexdigest()
     code = f"code/{name}/{code_sha256[:16]}.zip"
     ports.artifacts.put(code, packed)
@@ -71,7 +72,7 @@ def apply(
             "text": text,
             "code": code,
             "code_sha256": code_sha256,
-            "training_key": _training_key(spec, files),
+            "training_key": _training_key(spec, files, programs),
             "revision": row.value["revision"] + 1 if row is not None else 1,
             "applied_at": now.isoformat(),
         }
@@ -115,7 +116,8 @@ _NO_ZIP = (
 )
 
 
-def _unpacked(bundle: bytes) -> dict[str, bytes]:
+def _unpacked(bundle: bytes) -> tuple[dict[str, bytes], set[str]]:
+    """The files by name, and the names of those that are executable."""
     try:
         archive = zipfile.ZipFile(io.BytesIO(bundle))
     except _NO_ZIP:
@@ -137,20 +139,25 @@ def _unpacked(bundle: bytes) -> dict[str, bytes]:
                 files[info.filename] = archive.read(info)
             except _NO_ZIP as error:
                 raise BadInput(f"the bundle's file {info.filename!r} cannot be read: {error}") from None
-    return files
+    return files, {info.filename for info in entries if is_executable(info)}
 
 
-def _packed(files: dict[str, bytes]) -> bytes:
-    """A zip whose bytes depend on nothing but names and contents."""
+def _packed(files: dict[str, bytes], programs: set[str]) -> bytes:
+    """A zip whose bytes depend on nothing but names, contents and what is executable."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), files[name])
+            archive.writestr(entry_of(name, executable=name in programs), files[name])
     return buffer.getvalue()
 
 
-def _training_key(spec: PipelineSpec, files: dict[str, bytes]) -> str:
-    code = [f"{name}={hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files) if name != SPEC_FILE]
+def _training_key(spec: PipelineSpec, files: dict[str, bytes], programs: set[str]) -> str:
+    # What became executable is worth another try; without such files the key is the one it always was.
+    code = [
+        f"{name}={hashlib.sha256(files[name]).hexdigest()}{'+x' if name in programs else ''}"
+        for name in sorted(files)
+        if name != SPEC_FILE
+    ]
     # A pipeline without a sweep keeps the key it had before there were any.
     left_out = {"compute"} if spec.training.sweep is not None else {"compute", "sweep"}
     asked = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dropforge.bundle import unpack
+from dropforge.client import bundle
 from dropforge.domain.errors import BadInput
 from tests.bundles import packed
 
@@ -24,6 +25,21 @@ def test_a_bundle_becomes_its_files(tmp_path: Path) -> None:
 
     assert (tmp_path / "code/src/model/train.py").read_text() == "print('hello')"
     assert (tmp_path / "code/data").is_dir() and (tmp_path / "code/run.sh").stat().st_mode & 0o100
+
+
+def test_a_script_of_a_folder_is_executable_where_the_folder_is_unpacked(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    for name in ("pipeline.yaml", "run.sh"):
+        (folder / name).write_text(name)
+    plain = bundle(folder)
+    (folder / "run.sh").chmod(0o755)
+    (tmp_path / "bundle.zip").write_bytes(bundle(folder))
+    unpack(tmp_path / "bundle.zip", tmp_path / "code")
+
+    assert [(tmp_path / "code" / name).stat().st_mode & 0o100 for name in ("pipeline.yaml", "run.sh")] == [0, 0o100]
+    # A folder without one is the bundle that it always was.
+    assert plain == packed({"pipeline.yaml": b"pipeline.yaml", "run.sh": b"run.sh"})
 
 
 @pytest.mark.parametrize("name", ["../out.py", "/etc/out.py", "a/../../out.py", "a\\..\\out.py"])

@@ -39,11 +39,13 @@ def test_without_a_sweep_there_is_no_plan_and_the_code_has_the_key_it_always_had
 
     assert to_sweep_plan(spec) is None
     # Of the release before there were sweeps: nothing is trained again because of an upgrade.
-    assert _training_key(spec, {"train.py": b"1"}) == "584d0b321b71bf48ab10893e4faeb8de"
+    assert _training_key(spec, {"train.py": b"1"}, set()) == "584d0b321b71bf48ab10893e4faeb8de"
 
 
 def test_another_sweep_is_another_training() -> None:
-    keys = {_training_key(parse(with_sweep(one)), {}) for one in ("lr: {min: 1, max: 2}", "lr: {min: 1, max: 3}")}
+    keys = {
+        _training_key(parse(with_sweep(one)), {}, set()) for one in ("lr: {min: 1, max: 2}", "lr: {min: 1, max: 3}")
+    }
 
     assert len(keys) == 2
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dropforge.bundle import is_executable
 from dropforge.domain.arrivals import ArrivalState
 from dropforge.domain.causes import Cause
 from dropforge.domain.endpoints import PROVISIONING, Desired, ReplicaState
@@ -22,6 +23,7 @@ from dropforge.domain.runs import RunOutcome, RunState
 from dropforge.domain.verdicts import BlockScore, Evidence
 from dropforge.steps import approvals, books, deploy, intake, pipelines, reports, storage, train
 from dropforge.wire import to_json
+from tests.bundles import packed
 from tests.unit.flows.world import YAML, World, blob_created, bundle_of
 
 GOOD = "x,y\n1,0\n2,1\n"
@@ -421,6 +423,18 @@ def test_a_run_whose_evidence_cannot_be_judged_has_no_model_and_the_next_one_goe
 def test_the_same_folder_applied_again_changes_nothing(world: World) -> None:
     again = pipelines.apply(world.ports, "demo", bundle_of({"train.py": "1", "pipeline.yaml": YAML}), world.now)
     assert again == {"revision": 1, "made": False, "start": []}
+
+
+def test_a_script_that_is_executable_stays_so_and_one_that_became_it_is_tried(world: World) -> None:
+    files = {"pipeline.yaml": YAML.encode(), "train.py": b"1"}
+    assert pipelines.apply(world.ports, "demo", packed(files), world.now)["revision"] == 1
+    world.drop("demo/a.csv")
+    world.run()
+    applied = pipelines.apply(world.ports, "demo", packed(files, programs=("train.py",)), world.now)
+    assert (applied["revision"], [flow["flow"] for flow in applied["start"]]) == (2, ["train"])
+    code = world.ports.artifacts.read(books.pipeline(world.ports.ledger, "demo").code)
+    with zipfile.ZipFile(io.BytesIO(code)) as archive:
+        assert [info.filename for info in archive.infolist() if is_executable(info)] == ["train.py"]
 
 
 @pytest.mark.parametrize(
