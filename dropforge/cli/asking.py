@@ -32,7 +32,8 @@ def _ask(asked: Client, path: str, by: str | None = None, **arguments: object) -
 def _me() -> str:
     try:
         return getpass.getuser()
-    except OSError:
+    # A user of a container has no entry; up to Python 3.12 that is a KeyError.
+    except (OSError, KeyError):
         return "somebody without a name"
 
 

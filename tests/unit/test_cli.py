@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dropforge.cli.asking import _me
 from dropforge.cli.here import _check
 from dropforge.cli.scoring import _meant
 from dropforge.cli.shown import show
@@ -39,6 +40,18 @@ def test_a_file_that_the_drop_folder_passes_over_is_not_dropped(tmp_path: Path, 
         _check([file], here=True)
     # A container has no such names.
     _check([file], here=False)
+
+
+# ------------------------------------------------------------------------------------------------ who asks
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), OSError("no username set")])
+def test_a_user_that_the_system_has_no_name_for_can_ask(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def nameless(_: int) -> None:
+        raise error
+
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nameless)
+    assert _me() == "somebody without a name"
 
 
 # ------------------------------------------------------------------------------------------------ score
