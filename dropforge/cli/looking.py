@@ -28,6 +28,8 @@ _LOOK_SECONDS = 0.25
 _OVER = ("succeeded", "failed", "cancelled")
 # Bytes of a log's end.
 _TAIL = 65536
+# Signs that say where a text goes on in another: less may be alike by chance.
+_HEAD = 100
 
 
 # ------------------------------------------------------------------------------------------------ status
@@ -211,6 +213,9 @@ def logs(
             over = asked.get(f"pipelines/{name}/runs/{chosen}")["state"] in _OVER
             path = with_query(f"pipelines/{name}/runs/{chosen}/logs", {"tail": _TAIL})
             text = asked.request("GET", path).decode(errors="replace")
+            if follow:
+                # Half a character, at either end of what there is so far, becomes a whole one, or none, with the next look.
+                text = text.replace("\ufffd", "")
             if not as_json:
                 sys.stdout.write(_after(printed, text))
                 sys.stdout.flush()
@@ -235,10 +240,19 @@ def _newest(asked: Client, name: str) -> str:
 
 
 def _after(before: str, text: str) -> str:
-    """What follows the lines shown before. The API answers with the end of the log, so their beginning may be gone."""
-    mark = before[-500:]
-    place = text.rfind(mark) if mark else -1
-    return text[place + len(mark) :] if place >= 0 else text
+    """What is new in the text since the one before; both are the end of one log that grows, at most `_TAIL` bytes of it.
+
+    While the log is not longer than that, the text begins with the one before. Later it begins somewhere in it: as far in
+    front as it can, for that much is known to be no news. If it does not, it is all news: the log of another attempt, or
+    more than the tail at once. Repetitions are news as well, up to where the whole tail is nothing else.
+    """
+    if text.startswith(before):
+        return text[len(before) :]
+    head = text[:_HEAD]
+    place = before.find(head) if head else -1
+    while place >= 0 and not text.startswith(before[place:]):
+        place = before.find(head, place + 1)
+    return text[len(before) - place :] if place >= 0 else text
 
 
 # ------------------------------------------------------------------------------------------------ why
