@@ -250,9 +250,19 @@ def bundle(folder: Path) -> bytes:
                 continue
             if path.suffix in (".pyc", ".onnx"):
                 continue
-            executable = bool(path.stat().st_mode & stat.S_IXUSR)
-            archive.writestr(entry_of("/".join(parts), executable=executable), path.read_bytes())
+            name, executable = "/".join(parts), bool(path.stat().st_mode & stat.S_IXUSR)
+            if not _is_utf_8(name):
+                raise BadInput(f"{folder} holds {name!r}, a name that is not UTF-8; give the file another")
+            archive.writestr(entry_of(name, executable=executable), path.read_bytes())
     return buffer.getvalue()
+
+
+def _is_utf_8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def drop_file(state: Path, prefix: str, source: Path, name: str | None = None) -> tuple[Path, bool]:
@@ -270,8 +280,9 @@ def drop_file(state: Path, prefix: str, source: Path, name: str | None = None) -
     ):
         return target, False
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A hidden name is never announced; the rename makes the whole file appear at once.
-    hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # A hidden name is never announced; the rename makes the whole file appear at once. Not longer than a name can be, however
+    # long the file's own is.
+    hidden = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with source.open("rb") as read, hidden.open("wb") as write:
             while piece := read.read(1 << 20):

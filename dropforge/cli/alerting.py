@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from dropforge.cli import shown
 from dropforge.cli.app import AsJson, MaybeName, State, app, client
-from dropforge.cli.looking import Limit
+from dropforge.cli.looking import Limit, first
 from dropforge.cli.shown import ago, count, row, show, table
 from dropforge.client import with_query
 from dropforge.domain.errors import BadInput, NotFound
@@ -36,7 +35,7 @@ def alerts(name: MaybeName = None, limit: Limit = 20, state: State = None, as_js
         return made
 
     found = client(state).each("alerts", "alerts", pipeline=name, limit=min(limit, 200))
-    show(list(islice(found, limit)), as_json, text)
+    show(first(found, limit), as_json, text)
 
 
 def _response(told: dict[str, Any]) -> str:

@@ -50,6 +50,12 @@ def main() -> None:
         # Who reads has seen enough (`dropforge runs | head`). Nothing more may be written, not even at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(REFUSED)
+    except OSError as error:
+        # A file that may not be read, a folder that may not be written to, a name that is too long.
+        if error.filename is None:
+            raise
+        err.print(f"[red]error:[/] {escape(f'{error.filename}: {error.strerror}')}", highlight=False, soft_wrap=True)
+        sys.exit(REFUSED)
 
 
 def exit_code(error: DropforgeError) -> int:

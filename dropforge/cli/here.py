@@ -51,6 +51,7 @@ def init(
     target = (folder or Path(name)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadInput(f"{target} exists and is not an empty folder; choose another name or --folder")
+    check_can_be_folder(target, "--folder")
     if _is_there(state, name):
         raise BadInput(
             f"pipeline {name!r} is there already, and `init` would replace it on the running host; choose another name, or "
@@ -75,6 +76,13 @@ def init(
             + f"Next: dropforge drop {name} data.csv && dropforge status {name} --watch"
         ),
     )
+
+
+def check_can_be_folder(path: Path, option: str) -> None:
+    """Raises `BadInput` when the path, or what it begins with, is a file."""
+    found = next(each for each in (path, *path.parents) if each.exists())
+    if not found.is_dir():
+        raise BadInput(f"{path} cannot be a folder: {found} is a file; choose another {option}")
 
 
 def _is_there(state: Path | None, name: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
 import typer
@@ -20,6 +21,7 @@ from dropforge.cli.shown import ago, count, facts, out, row, show, table
 from dropforge.client import Client, with_query
 from dropforge.domain.errors import NotFound
 
+T = TypeVar("T")
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")]
 
 # A file that was dropped a moment ago is announced within a second or two.
@@ -30,6 +32,11 @@ _OVER = ("succeeded", "failed", "cancelled")
 _TAIL = 65536
 # Signs that say where a text goes on in another: less may be alike by chance.
 _HEAD = 100
+
+
+def first(found: Iterator[T], limit: int) -> list[T]:
+    """At most so many of them; any number will do."""
+    return list(islice(found, min(limit, sys.maxsize)))
 
 
 # ------------------------------------------------------------------------------------------------ status
@@ -152,7 +159,7 @@ def _notes(told: dict[str, Any]) -> list[Text]:
 def runs(name: Name, limit: Limit = 20, state: State = None, as_json: AsJson = False) -> None:
     """The runs of a pipeline, those on the newest data first."""
     found = client(state).each(f"pipelines/{name}/runs", "runs", limit=min(limit, 200))
-    show(list(islice(found, limit)), as_json, lambda lines: _runs(lines) if lines else "No run yet.")
+    show(first(found, limit), as_json, lambda lines: _runs(lines) if lines else "No run yet.")
 
 
 def _runs(lines: list[dict[str, Any]]) -> RenderableType:
@@ -192,7 +199,7 @@ def models(name: Name, limit: Limit = 20, state: State = None, as_json: AsJson =
         return made
 
     found = client(state).each(f"pipelines/{name}/models", "models", limit=min(limit, 200))
-    show(list(islice(found, limit)), as_json, text)
+    show(first(found, limit), as_json, text)
 
 
 # ------------------------------------------------------------------------------------------------ logs

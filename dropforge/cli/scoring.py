@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dropforge.cli.app import AsJson, State, app, failed
+from dropforge.cli.here import check_can_be_folder
 from dropforge.cli.shown import count, err, facts, show
 from dropforge.client import find_state
 from dropforge.domain.datasets import DatasetVersion
@@ -51,6 +52,7 @@ def score(
     from dropforge.serving.score_inputs import find
     from dropforge.serving.workers import cores
 
+    check_can_be_folder(output.absolute(), "--output")
     where, version, dataset = _meant(input_)
     provider = wanted(os.environ)
 

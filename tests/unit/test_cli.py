@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dropforge.cli import main
 from dropforge.cli.asking import _me
-from dropforge.cli.here import _check
+from dropforge.cli.here import _check, check_can_be_folder
+from dropforge.cli.looking import first
 from dropforge.cli.scoring import _meant
 from dropforge.cli.shown import show
 from dropforge.domain.errors import BadInput
@@ -40,6 +42,40 @@ def test_a_file_that_the_drop_folder_passes_over_is_not_dropped(tmp_path: Path, 
         _check([file], here=True)
     # A container has no such names.
     _check([file], here=False)
+
+
+# ------------------------------------------------------------------------------------------------ odd input
+@pytest.mark.parametrize("path", ["file", "file/below/it"])
+def test_a_folder_that_would_have_to_be_in_a_file_is_refused(tmp_path: Path, path: str) -> None:
+    (file,) = files(tmp_path, "file")
+    with pytest.raises(BadInput, match=f"{file} is a file; choose another --output"):
+        check_can_be_folder(tmp_path / path, "--output")
+    check_can_be_folder(tmp_path / "new" / "below", "--output")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["init", "demo", "--folder", "x" * 300],
+        ["init", "demo", "--folder", "file/below"],
+        ["score", "-i", "x" * 300, "-o", "out", "--onnx", "m.onnx"],
+        ["score", "-i", "rows.csv", "-o", "file", "--onnx", "m.onnx"],
+    ],
+)
+def test_a_path_that_cannot_be_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    files(tmp_path, "file")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dropforge", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_any_number_of_lines_can_be_asked_for() -> None:
+    assert [first(iter("abc"), limit) for limit in (2, 10**23)] == [["a", "b"], ["a", "b", "c"]]
 
 
 # ------------------------------------------------------------------------------------------------ who asks

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from dropforge.client import Answered, Client, Connection, connect
+from dropforge.client import Answered, Client, Connection, bundle, connect, drop_file
 from dropforge.domain.errors import BadInput, Unavailable
 
 AUDIENCE = "api://dropforge"
@@ -172,6 +172,20 @@ def test_a_name_with_any_signs_reaches_the_app_and_the_query_stays_one(world: Wo
 def test_an_answer_that_is_no_json_is_told(world: World) -> None:
     with pytest.raises(BadInput, match="is no JSON"):
         Client(Connection(world.url, "k")).get("page")
+
+
+def test_a_name_as_long_as_names_can_be_is_dropped(tmp_path: Path) -> None:
+    source = tmp_path / f"{'x' * 251}.csv"
+    source.write_text("x,y\n")
+    target, written = drop_file(tmp_path, "demo/", source)
+    assert (target.read_text(), written, len(list(target.parent.iterdir()))) == ("x,y\n", True, 1)
+
+
+def test_a_folder_with_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    for name in (b"pipeline.yaml", b"caf\xe9.csv"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("")
+    with pytest.raises(BadInput, match=r"'caf\\udce9\.csv', a name that is not UTF-8"):
+        bundle(tmp_path)
 
 
 def cli(world: World, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
