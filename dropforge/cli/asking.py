@@ -10,6 +10,7 @@ import typer
 
 from dropforge.cli.app import INTERRUPTED, AsJson, Name, State, app, client, failed
 from dropforge.cli.here import folder_of
+from dropforge.cli.looking import OVER
 from dropforge.cli.shown import count, err, show
 from dropforge.client import Client
 from dropforge.domain.errors import BadInput, NotFound
@@ -102,8 +103,11 @@ def cancel(
     name: Name, run: Annotated[str, typer.Argument(help="The run.")], state: State = None, as_json: AsJson = False
 ) -> None:
     """End a training run with all its processes."""
-    told = _ask(client(state), f"pipelines/{name}/runs/{run}/cancel")
-    show(told, as_json, lambda _: f"{run} is being ended.")
+    asked = client(state)
+    before = asked.get(f"pipelines/{name}/runs/{run}")["state"]
+    told = _ask(asked, f"pipelines/{name}/runs/{run}/cancel")
+    text = f"{run} had ended already: {before}." if before in OVER else f"{run} is being ended."
+    show(told, as_json, lambda _: text)
 
 
 # ------------------------------------------------------------------------------------------------ what answers

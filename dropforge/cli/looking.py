@@ -27,7 +27,7 @@ Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at mo
 # A file that was dropped a moment ago is announced within a second or two.
 _IDLE_SECONDS = 3.0
 _LOOK_SECONDS = 0.25
-_OVER = ("succeeded", "failed", "cancelled")
+OVER = ("succeeded", "failed", "cancelled")
 # Bytes of a log's end.
 _TAIL = 65536
 # Signs that say where a text goes on in another: less may be alike by chance.
@@ -217,7 +217,7 @@ def logs(
     printed = ""
     try:
         while True:
-            over = asked.get(f"pipelines/{name}/runs/{chosen}")["state"] in _OVER
+            over = asked.get(f"pipelines/{name}/runs/{chosen}")["state"] in OVER
             path = with_query(f"pipelines/{name}/runs/{chosen}/logs", {"tail": _TAIL})
             text = asked.request("GET", path).decode(errors="replace")
             if follow:

@@ -432,12 +432,12 @@ def run_line(found: RunRecord) -> Json:
 # ------------------------------------------------------------------------------------------------ why
 def why(ports: Ports, name: str, version: int | None) -> Json:
     """From a model version (default: the champion) back to everything behind it."""
+    pipeline = books.pipeline(ports.ledger, name)
     if version is None:
         alias = ports.registry.alias(name, CHAMPION)
         if alias is None:
             raise NotFound(f"pipeline {name!r} has no champion yet", pipeline=name)
         version = alias.version
-    pipeline = books.pipeline(ports.ledger, name)
     made = ports.registry.get(name, version)
     run = train.record(ports, name, made.lineage.run)
     versions = list(_made_of(ports.ledger, pipeline.partition, made.lineage.dataset_version))

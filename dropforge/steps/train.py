@@ -38,6 +38,7 @@ def record(ports: Ports, pipeline: str, run: str) -> RunRecord:
     """The ledger's record of a run. Raises `NotFound`."""
     row = ports.ledger.get(books.partition_of(pipeline), run_key(run))
     if row is None:
+        books.pipeline(ports.ledger, pipeline)
         raise NotFound(f"pipeline {pipeline!r} has no run {run!r}", run=run, pipeline=pipeline)
     return from_builtins(RunRecord, row.value)
 

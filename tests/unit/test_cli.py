@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dropforge.cli import main
+from dropforge.cli import asking, main
 from dropforge.cli.asking import _me
 from dropforge.cli.here import _check, check_can_be_folder
 from dropforge.cli.looking import first
@@ -76,6 +76,25 @@ def test_a_path_that_cannot_be_is_told_in_one_sentence(
 
 def test_any_number_of_lines_can_be_asked_for() -> None:
     assert [first(iter("abc"), limit) for limit in (2, 10**23)] == [["a", "b"], ["a", "b", "c"]]
+
+
+# ------------------------------------------------------------------------------------------------ cancel
+@pytest.mark.parametrize(
+    ("state", "says"), [("running", "r is being ended."), ("succeeded", "r had ended already: succeeded.")]
+)
+def test_cancel_says_when_there_was_nothing_to_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: str, says: str
+) -> None:
+    class Asked:
+        def get(self, path: str) -> dict[str, str]:
+            return {"state": state}
+
+        def post(self, path: str, **_: object) -> dict[str, str]:
+            return {"state": "done"}
+
+    monkeypatch.setattr(asking, "client", lambda _: Asked())
+    asking.cancel("coin", "r")
+    assert capsys.readouterr().out == f"{says}\n"
 
 
 # ------------------------------------------------------------------------------------------------ who asks

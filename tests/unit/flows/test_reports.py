@@ -123,6 +123,14 @@ def test_why_walks_back_to_files_causes_and_the_answer(tmp_path: Path) -> None:
     assert all(each["cause"]["door"] for each in told["causes"])
 
 
+def test_why_and_run_of_a_pipeline_there_is_none_of_say_so(world: World) -> None:
+    for look in (lambda: reports.why(world.ports, "nope", None), lambda: reports.run_logs(world.ports, "nope", "r")):
+        with pytest.raises(NotFound, match="no pipeline 'nope'; there are aa, demo, zz"):
+            look()
+    with pytest.raises(NotFound, match="pipeline 'aa' has no champion yet"):
+        reports.why(world.ports, "aa", None)
+
+
 def test_counting_very_many_files_is_not_done_for_every_look(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "_KEEP_FROM_SECONDS", 0.0)
     monkeypatch.setattr(reports, "_KEEP_FACTOR", 1e9)
