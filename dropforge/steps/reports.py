@@ -202,8 +202,23 @@ def questions(ports: Ports, name: str | None, state: str = "open", limit: int = 
         prefix = "asking/" if state == "open" else "approval/"
         rows, following = _page(ports.ledger, partition, prefix, after, limit)
         return [approvals.question(ports, name, row.key.removeprefix(prefix)) for row in rows], following
-    names, following = _page(ports.ledger, books.PIPELINES, "pipeline/", after, limit)
-    return [each for row in names for each in approvals.open_questions(ports, row.value["name"])], following
+    return _open_questions(ports, limit, after)
+
+
+def _open_questions(ports: Ports, limit: int, after: str) -> Page:
+    """Of all pipelines. `after`: a pipeline that has been seen to, or `<pipeline>/<run>`: one up to that run."""
+    begin, _, last = after.partition("/")
+    rows, following = _page(ports.ledger, books.PIPELINES, "pipeline/", begin, limit)
+    begun = [books.pipeline(ports.ledger, begin).name] if last else []
+    found: list[Json] = []
+    for name in (*begun, *(row.value["name"] for row in rows)):
+        waiting, more = _page(ports.ledger, books.partition_of(name), "asking/", last, limit - len(found))
+        found += [approvals.question(ports, name, row.key.removeprefix("asking/")) for row in waiting]
+        # Also when it is full.
+        if more is not None:
+            return found, f"{name}/{more}"
+        last = ""
+    return found, following
 
 
 # ------------------------------------------------------------------------------------------------ one thing

@@ -68,6 +68,17 @@ def test_pages_of_any_size_hold_everything_once(
     assert [each[key] for each in paged(listing, world.ports, *args, limit=limit)] == [each[key] for each in whole]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 5, 6, 50])
+def test_pages_hold_every_open_question_of_all_pipelines_once(world: World, limit: int) -> None:
+    runs = [run.spec.run for run in world.runs()]
+    for run in runs:
+        approvals.ask(world.ports, "demo", run, f"train-{run}", world.now)
+    found = paged(reports.questions, world.ports, None, limit=limit)
+    assert [each["run"] for each in found] == sorted(runs)
+    with pytest.raises(NotFound, match="no pipeline 'nope'"):
+        reports.questions(world.ports, None, after="nope/demo-1-0")
+
+
 def test_the_newest_come_first(world: World) -> None:
     assert [each["version"] for each in reports.datasets(world.ports, "demo")[0]] == [5, 4, 3, 2, 1]
     assert [each["version"] for each in reports.models(world.ports, "demo")[0]] == [6, 5, 4, 3, 2, 1]
