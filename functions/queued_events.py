@@ -34,14 +34,25 @@ _TAKERS: dict[str, Callable[[dict[str, Any], df.DurableOrchestrationClient], Awa
 async def on_queued_event(message: func.ServiceBusMessage, client: df.DurableOrchestrationClient) -> None:
     raw = message.get_body()
     try:
-        for told in envelopes.read(raw):
-            await _take(told, client)
+        await _take_all(envelopes.read(raw), client)
     except BadEvent as error:
         id_ = identity(message)
         logging.error("event message %s is rejected: %s", id_, error)
         now = datetime.now(UTC)
         await asyncio.to_thread(steps.commands.reject, ports(), id_=id_, raw=raw, by="event grid", error=error, now=now)
         raise
+
+
+async def _take_all(events: list[Any], client: df.DurableOrchestrationClient) -> None:
+    """Raises the first `BadEvent` once the others are taken: what makes no sense keeps nothing back that does."""
+    first: BadEvent | None = None
+    for told in events:
+        try:
+            await _take(told, client)
+        except BadEvent as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 async def _take(told: dict[str, Any], client: df.DurableOrchestrationClient) -> None:

@@ -139,6 +139,14 @@ def test_nonsense_is_written_down_once_and_raised_for_the_dead_letters(world: Wo
     assert (kept.value["by"], kept.value["error"]["type"]) == ("event grid", "BadEvent")
 
 
+@pytest.mark.parametrize("bad", [None, {"id": "1"}, {"eventType": "Microsoft.MachineLearningServices.RunCompleted"}])
+def test_nonsense_in_an_array_keeps_nothing_back_that_is_behind_it(world: World, bad: object) -> None:
+    about = put_blob(world, "demo/a.csv")
+    with pytest.raises(BadEvent):
+        deliver(world, [bad, sample(CREATED[0], **about), bad])
+    assert arrivals(world) == 1
+
+
 def test_a_storage_event_without_its_data_is_kept_with_the_other_misfits(world: World) -> None:
     deliver(world, sample(CREATED[0], url=7))
     assert len(list(books.every(world.ports.ledger, "storage", "misfit/"))) == 1
