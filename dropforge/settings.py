@@ -138,7 +138,7 @@ def read(environment: Mapping[str, str]) -> Settings:
     """The settings, with defaults for one machine. Raises `BadInput` that names the variable."""
     return Settings(
         adapters=environment.get("DROPFORGE_ADAPTERS", "local"),
-        state=Path(environment.get("DROPFORGE_STATE", ".dropforge")).absolute(),
+        state=Path(environment.get("DROPFORGE_STATE") or ".dropforge").absolute(),
         drop_container=environment.get("DROPFORGE_DROP_CONTAINER", "drops"),
         run_poll_seconds=_seconds(environment, "DROPFORGE_RUN_POLL_SECONDS", 30.0),
         deploy_poll_seconds=_seconds(environment, "DROPFORGE_DEPLOY_POLL_SECONDS", 0.2),

@@ -9,6 +9,7 @@ import pytest
 from dropforge import wiring
 from dropforge.adapters.azure.blobs import BlobDrops
 from dropforge.adapters.local.drops import LocalDrops
+from dropforge.client import find_state
 from dropforge.domain.errors import BadInput
 from dropforge.settings import read
 
@@ -19,6 +20,12 @@ def test_files_are_dropped_into_a_folder_unless_told_otherwise(tmp_path: Path) -
     chosen = read({"DROPFORGE_STATE": str(tmp_path)})
     assert (chosen.drops, chosen.reconcile_schedule) == ("local", "0 */5 * * * *")
     assert isinstance(wiring.drops(chosen), LocalDrops)
+
+
+def test_an_empty_state_folder_is_none_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DROPFORGE_STATE", "")
+    assert read({"DROPFORGE_STATE": ""}).state == read({}).state == find_state() == tmp_path / ".dropforge"
 
 
 def test_lost_files_are_looked_for_as_often_as_the_sweep_unless_told_otherwise() -> None:
