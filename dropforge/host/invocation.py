@@ -273,8 +273,10 @@ class Invocations:
             argument = _decode(trigger, meta.Datum(context_json, "string"), {}, function.raw_parameters)
             try:
                 return str(encode(trigger.type, function.call(**{trigger.name: argument})).value)
-            except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-                raise FunctionQuit(f"raised {_name(error)}") from error
+            except Exception:
+                raise
+            except BaseException as error:
+                raise FunctionQuit(f"raised {_in_words(error)}") from error
 
 
 # ---------------------------------------------------------------------- values in and out
@@ -321,30 +323,35 @@ async def _call_async(function: AppFunction, arguments: Mapping[str, Any], invoc
     task = asyncio.current_task()
     try:
         return await function.call(**arguments)
-    except (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration) as error:
-        raise FunctionQuit(f"raised {_name(error)}") from error
-    except asyncio.CancelledError as error:
-        if task is not None and task.cancelling():
+    except BaseException as error:
+        cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()
+        if cancelled or _may_leave(error):
             raise
-        raise FunctionQuit("raised CancelledError") from error
+        raise FunctionQuit(f"raised {_in_words(error)}") from error
 
 
 def _call_plainly(function: AppFunction, arguments: Mapping[str, Any], invocation_id: str) -> Any:
     thread_local.invocation_id = invocation_id
     try:
         return function.call(**arguments)
-    except (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, asyncio.CancelledError) as error:
-        # A future cannot carry these: some end the event loop, StopIteration would never arrive.
-        raise FunctionQuit(f"raised {_name(error)}") from error
+    except BaseException as error:
+        if _may_leave(error):
+            raise
+        raise FunctionQuit(f"raised {_in_words(error)}") from error
     finally:
         thread_local.invocation_id = None
 
 
+def _may_leave(error: BaseException) -> bool:
+    """Whether who awaits the call can take it for a failure. Of what is no `Exception` (the panics of Rust libraries are
+    none) some end the event loop, and the others would end the flow's or the timer's task in silence; a future cannot
+    carry StopIteration."""
+    return isinstance(error, Exception) and not isinstance(error, StopIteration)
+
+
 # ---------------------------------------------------------------------- the log
 def _log_failure(call: Call, started: float, error: Exception, level: int) -> None:
-    text = str(error).strip().partition("\n")[0]
-    what = f"{_name(error)}: {text}" if text else _name(error)
-    extra = {"brief": True}
+    what, extra = _in_words(error), {"brief": True}
     _log.log(level, "%s failed, %s: %s", call.what, _took(started), what, exc_info=_origin(error), extra=extra)
 
 
@@ -370,8 +377,9 @@ def _took(started: float) -> str:
     return f"{milliseconds:.0f} ms" if milliseconds < 10_000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _name(error: BaseException) -> str:
-    return type(error).__name__
+def _in_words(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _orchestration_of(context_json: str) -> str | None:

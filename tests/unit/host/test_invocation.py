@@ -65,6 +65,17 @@ def stops_iteration(event: func.EventGridEvent):
 async def cancels(event: func.EventGridEvent):
     raise asyncio.CancelledError
 
+class Panic(BaseException):
+    "What Rust libraries raise is no Exception."
+
+@app.event_grid_trigger(arg_name="event")
+def panics(event: func.EventGridEvent):
+    raise Panic("index out of bounds")
+
+@app.event_grid_trigger(arg_name="event")
+async def panics_async(event: func.EventGridEvent):
+    raise Panic("index out of bounds")
+
 @app.event_grid_trigger(arg_name="event")
 async def times_out_itself(event: func.EventGridEvent):
     raise TimeoutError("my own")
@@ -121,6 +132,16 @@ def Counter(context: df.DurableEntityContext):
     logging.info("in the entity")
     context.set_state(context.get_state(lambda: 0) + context.get_input())
     context.set_result(context.get_state(lambda: 0))
+
+@app.orchestration_trigger(context_name="context")
+def panicking_flow(context: df.DurableOrchestrationContext):
+    raise Panic("index out of bounds")
+    yield
+
+@app.orchestration_trigger(context_name="context")
+def cancelled_flow(context: df.DurableOrchestrationContext):
+    raise asyncio.CancelledError
+    yield
 
 @app.route(route="nothing")
 def nothing(req: func.HttpRequest):
@@ -226,6 +247,8 @@ def test_plain_functions_run_in_threads_and_keep_their_scope(app: App, caplog: p
         ("exits_async", FunctionQuit, "SystemExit"),
         ("stops_iteration", FunctionQuit, "StopIteration"),
         ("cancels", FunctionQuit, "CancelledError"),
+        ("panics", FunctionQuit, "Panic: index out of bounds"),
+        ("panics_async", FunctionQuit, "Panic: index out of bounds"),
         ("times_out_itself", TimeoutError, "my own"),
         ("returns_something", RuntimeError, r"without a \$return binding"),
         ("puts_out", NotImplementedError, "queue outputs are not served by this host yet"),
@@ -288,7 +311,7 @@ def test_an_http_function_may_return_text_but_not_nothing(app: App) -> None:
 # ------------------------------------------------------------------ the durable engine's side
 def test_the_engine_finds_durable_functions_by_their_durable_names(app: App) -> None:
     async def work(world: World) -> None:
-        assert world.invocations.orchestrators == {"flow"}
+        assert world.invocations.orchestrators == {"flow", "panicking_flow", "cancelled_flow"}
         assert {"square", "with_client"} <= world.invocations.activities
         assert world.invocations.entities == {"counter"}
 
@@ -334,9 +357,9 @@ def test_an_activity_that_fails_while_the_host_stops_counts_as_interrupted(app: 
     run(app, work)
 
 
-def test_an_orchestrator_and_an_entity_replay_their_json(app: App, caplog: pytest.LogCaptureFixture) -> None:
+def first_episode(name: str) -> str:
     started = {
-        "EventType": 0, "EventId": -1, "IsPlayed": False, "Timestamp": "2026-11-22T12:12:17.0472590Z", "Name": "flow",
+        "EventType": 0, "EventId": -1, "IsPlayed": False, "Timestamp": "2026-11-22T12:12:17.0472590Z", "Name": name,
         "Version": "", "Input": None,
     }  # fmt: skip
     begun = {"EventType": 12, "EventId": -1, "IsPlayed": False, "Timestamp": "2026-11-22T12:12:17.0473100Z"}
@@ -344,13 +367,26 @@ def test_an_orchestrator_and_an_entity_replay_their_json(app: App, caplog: pytes
         "history": [begun, started], "input": None, "instanceId": "flow-1", "isReplaying": False,
         "parentInstanceId": None, "upperSchemaVersion": 1, "upperSchemaVersionNew": 2,
     }  # fmt: skip
+    return json.dumps(context)
+
+
+@pytest.mark.parametrize(("name", "text"), [("panicking_flow", "Panic: index"), ("cancelled_flow", "CancelledError")])
+def test_an_orchestrator_that_raises_what_is_no_exception_fails_alone(app: App, name: str, text: str) -> None:
+    async def work(world: World) -> None:
+        with pytest.raises(FunctionQuit, match=text):
+            world.invocations.orchestrate(name, first_episode(name))
+
+    run(app, work)
+
+
+def test_an_orchestrator_and_an_entity_replay_their_json(app: App, caplog: pytest.LogCaptureFixture) -> None:
     batch = {
         "self": {"name": "counter", "key": "c1"}, "exists": True, "state": "1",
         "batch": [{"name": "add", "input": '"41"', "isSignal": False}],
     }  # fmt: skip
 
     async def work(world: World) -> None:
-        state = json.loads(world.invocations.orchestrate("flow", json.dumps(context)))
+        state = json.loads(world.invocations.orchestrate("flow", first_episode("flow")))
         assert state["actions"] == [[{"actionType": 0, "functionName": "square", "input": "3"}]]
         out = json.loads(world.invocations.operate("counter", json.dumps(batch)))
         assert out["entityState"] == "42"
