@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,17 +18,19 @@ from typing import Any
 SETTING = "DROPFORGE_CREATE_ENDPOINT"
 WORKSPACES = "Microsoft.MachineLearningServices/workspaces"
 API_VERSION = "2025-12-01"
-# What `az` says before the first provisioning.
-NOTHING_YET = ("ResourceGroupNotFound", "could not be found")
+# What `az` says before the first provisioning. Of a subscription that it does not find it says that it could not be found, too.
+NOTHING_YET = re.compile(r"ResourceGroupNotFound|Resource group '.*' could not be found")
 
 
 class CannotTell(Exception):
     """Why it is not known whether there is an endpoint. Nothing may be provisioned then."""
 
 
-def endpoints(group: str, environment: str) -> list[str]:
+def endpoints(subscription: str, group: str, environment: str) -> list[str]:
     """The online endpoints of the workspaces that this environment has made."""
-    listed = _az("resource", "list", "--resource-group", group, "--resource-type", WORKSPACES)
+    # Not the one that `az` would take by itself: azd has a choice of its own, and where the group is not there is none.
+    where = ("--subscription", subscription, "--resource-group", group)
+    listed = _az("resource", "list", *where, "--resource-type", WORKSPACES)
     if listed is None:
         return []
     found = []
@@ -45,7 +48,10 @@ def decide(environment: Mapping[str, str]) -> bool:
         raise CannotTell(
             "AZURE_RESOURCE_GROUP is not set: make the group, then `azd env set AZURE_RESOURCE_GROUP <name>`"
         )
-    return not endpoints(group, name)
+    subscription = environment.get("AZURE_SUBSCRIPTION_ID")
+    if not subscription:
+        raise CannotTell("AZURE_SUBSCRIPTION_ID is not set: `azd env set AZURE_SUBSCRIPTION_ID <id>`")
+    return not endpoints(subscription, group, name)
 
 
 def _az(*arguments: str) -> Any:
@@ -55,7 +61,7 @@ def _az(*arguments: str) -> Any:
     told = subprocess.run([program, *arguments, "--output", "json"], capture_output=True, text=True, check=False)
     if told.returncode == 0:
         return json.loads(told.stdout or "null")
-    if arguments[0] == "resource" and any(said in told.stderr for said in NOTHING_YET):
+    if arguments[0] == "resource" and NOTHING_YET.search(told.stderr):
         return None
     raise CannotTell(f"`az {' '.join(arguments[:2])}` failed; sign in with `az login`: {told.stderr.strip()[-400:]}")
 

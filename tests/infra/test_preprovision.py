@@ -15,7 +15,9 @@ WORKSPACE = {
 }
 
 
-def provision(tmp_path: Path, *, az: str | None, group: str | None = "rg") -> tuple[int, str, str]:
+def provision(
+    tmp_path: Path, *, az: str | None, group: str | None = "rg", subscription: str | None = "s"
+) -> tuple[int, str, str]:
     """Exit code, what azd was told, and what was complained of."""
     programs, told = tmp_path / "bin", tmp_path / "told"
     programs.mkdir()
@@ -25,6 +27,8 @@ def provision(tmp_path: Path, *, az: str | None, group: str | None = "rg") -> tu
     environment = {"PATH": f"{programs}:/usr/bin:/bin", "AZURE_ENV_NAME": "dev"}
     if group:
         environment["AZURE_RESOURCE_GROUP"] = group
+    if subscription:
+        environment["AZURE_SUBSCRIPTION_ID"] = subscription
     done = subprocess.run([sys.executable, HOOK], env=environment, capture_output=True, text=True, check=False)
     return done.returncode, told.read_text().strip() if told.exists() else "", done.stderr
 
@@ -61,6 +65,21 @@ def test_the_endpoint_of_another_environment_does_not_count(tmp_path: Path) -> N
     assert (code, told) == (0, "env set DROPFORGE_CREATE_ENDPOINT true")
 
 
+def test_the_group_is_looked_for_in_the_subscription_of_the_environment(tmp_path: Path) -> None:
+    # Signed in to another one, where there is no such group.
+    elsewhere = "echo '(ResourceGroupNotFound) rg could not be found.' >&2; exit 3"
+    script = f'case "$*" in rest*|*"--subscription s "*) ;; *) {elsewhere};; esac; {az([WORKSPACE], ["ep-1"])}'
+    code, told, _ = provision(tmp_path, az=script)
+    assert (code, told) == (0, "env set DROPFORGE_CREATE_ENDPOINT false")
+
+
+def test_a_subscription_that_is_not_found_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    script = "echo '(SubscriptionNotFound) The subscription s could not be found.' >&2; exit 3"
+    code, told, complaint = provision(tmp_path, az=script)
+    assert (code, told) == (1, "")
+    assert "SubscriptionNotFound" in complaint
+
+
 def test_where_it_cannot_be_told_nothing_is_provisioned(tmp_path: Path) -> None:
     code, told, complaint = provision(tmp_path, az="echo 'Please run az login' >&2; exit 1")
     assert (code, told) == (1, "")
@@ -75,8 +94,9 @@ def test_a_failure_after_the_workspace_was_found_is_not_taken_for_none(tmp_path:
     assert (code, told) == (1, "")
 
 
-def test_without_a_group_or_without_az_it_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
+def test_without_a_group_a_subscription_or_az_it_says_what_to_do(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
     assert "azd env set AZURE_RESOURCE_GROUP" in provision(tmp_path / "a", az=az([], []), group=None)[2]
     assert "install the Azure CLI" in provision(tmp_path / "b", az=None)[2]
+    assert "azd env set AZURE_SUBSCRIPTION_ID" in provision(tmp_path / "c", az=az([], []), subscription=None)[2]
