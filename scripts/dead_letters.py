@@ -39,9 +39,12 @@ def letters(receiver: ServiceBusReceiver) -> list[ServiceBusReceivedMessage]:
     return found
 
 
-def settle(client: ServiceBusClient, queue: str, chosen: Collection[int] | None, *, again: bool) -> list[int]:
-    """Send the letters of these numbers (None: all that lie there now) again, or only take them away; the numbers of those.
-    Raises `Refused` for a command that the queue would drop for its message id; nothing is sent then."""
+def settle(
+    client: ServiceBusClient, queue: str, chosen: Collection[int] | None, *, again: bool
+) -> tuple[list[int], list[int]]:
+    """Send the letters of these numbers (None: all that lie there now) again, or only take them away; the numbers of those,
+    and of those that did not come, because somebody else holds them. Raises `Refused` for a command that the queue would
+    drop for its message id; nothing is sent then."""
     from azure.servicebus import ServiceBusSubQueue
 
     with client.get_queue_receiver(queue, sub_queue=ServiceBusSubQueue.DEAD_LETTER) as dead:
@@ -53,7 +56,10 @@ def settle(client: ServiceBusClient, queue: str, chosen: Collection[int] | None,
         others: list[ServiceBusReceivedMessage] = []
         # Only so many: what is sent again may be back before this ends.
         while len(done) < len(wanted) and len(done) + len(others) < len(here):
-            for each in dead.receive_messages(min(_PAGE, len(here)), max_wait_time=WAIT_SECONDS):
+            received = dead.receive_messages(min(_PAGE, len(here)), max_wait_time=WAIT_SECONDS)
+            if not received:
+                break
+            for each in received:
                 if each.sequence_number in wanted:
                     if again:
                         with client.get_queue_sender(queue) as sender:
@@ -64,7 +70,7 @@ def settle(client: ServiceBusClient, queue: str, chosen: Collection[int] | None,
                     others.append(each)
         for each in others:
             dead.abandon_message(each)
-    return sorted(done)
+    return sorted(done), sorted(wanted - set(done))
 
 
 def _check_window(messages: Collection[ServiceBusReceivedMessage]) -> None:
@@ -131,11 +137,15 @@ def main(arguments: list[str]) -> int:
             if given.what == "show":
                 _show(client, given.queue)
                 return 0
-            done = settle(client, given.queue, chosen, again=given.what == "again")
+            done, left = settle(client, given.queue, chosen, again=given.what == "again")
     except (DropforgeError, ValueError) as error:
         sys.stderr.write(f"dead_letters: {error}\n")
         return 1
     sys.stdout.write(f"{'sent again' if given.what == 'again' else 'dropped'}: {', '.join(map(str, done)) or 'none'}\n")
+    if left:
+        told = "somebody else holds them, or has settled them; look again in a minute"
+        sys.stderr.write(f"dead_letters: not reached: {', '.join(map(str, left))}; {told}\n")
+        return 1
     return 0
 
 

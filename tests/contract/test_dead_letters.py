@@ -15,7 +15,7 @@ from tests.e2e.hosting import Bus, running_bus
 
 SERVICEBUS = Path(__file__).parents[2] / "servicebus.json"
 # Of each kind one for a test: what one leaves is not another's.
-EVENTS = [f"events-{number}" for number in range(4)]
+EVENTS = [f"events-{number}" for number in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,21 @@ def test_dropped_letters_are_gone(client: ServiceBusClient) -> None:
     bury(client, EVENTS[3], "one", "two")
     assert dead_letters.main(["drop", EVENTS[3], "all"]) == 0
     assert numbers(client, EVENTS[3]) == {}
+
+
+def test_letters_that_somebody_else_holds_are_left_to_him(
+    client: ServiceBusClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dead_letters, "WAIT_SECONDS", 0.5)
+    bury(client, EVENTS[4], "held", "free")
+    number = numbers(client, EVENTS[4])
+    with client.get_queue_receiver(EVENTS[4], sub_queue=ServiceBusSubQueue.DEAD_LETTER) as other:
+        (held,) = other.receive_messages(1, max_wait_time=3)
+        assert dead_letters.main(["drop", EVENTS[4], "all"]) == 1
+        assert held.message_id == "held"
+    said = capsys.readouterr()
+    assert said.out == f"dropped: {number['free']}\n"
+    assert f"not reached: {number['held']}; " in said.err
 
 
 def test_a_command_goes_back_as_it_was_once_the_queue_takes_its_id_again(
