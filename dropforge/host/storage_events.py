@@ -98,9 +98,11 @@ def _walk(root: Path, unreadable: list[str]) -> Iterator[tuple[str, os.DirEntry[
             unreadable.append(folder)
             continue
         for entry in listed:
-            if is_ignored(entry.name):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            # Only of a file does the end of its name say that it is unfinished.
+            if is_ignored(f"{entry.name}/x" if is_folder else entry.name):
                 continue
-            if entry.is_dir(follow_symlinks=False):
+            if is_folder:
                 folders.append(f"{folder}{entry.name}/")
             else:
                 yield f"{folder}{entry.name}", entry

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dropforge.adapters.local.drops import LocalDrops
 from dropforge.adapters.local.finished import etag_of
 from dropforge.domain.blobs import BlobRef, parse_url
 from dropforge.host.announcer import Announcer, Delivered, Event
@@ -66,6 +67,14 @@ def test_a_file_open_for_writing_is_not_finished(tmp_path: Path) -> None:
 def test_what_nobody_drops_is_ignored(tmp_path: Path, name: str) -> None:
     drop(tmp_path, name)
     assert look(tmp_path).present == set()
+
+
+@pytest.mark.parametrize("path", ["week.tmp/a.csv", "old~/x.PART/a.csv"])
+def test_a_folder_may_be_called_as_an_unfinished_file_is(tmp_path: Path, path: str) -> None:
+    drop(tmp_path, path)
+    assert [each.path for each in look(tmp_path).changed] == [path]
+    # As reconcile finds it.
+    assert [parse_url(each.url).path for each in LocalDrops(tmp_path, settle_seconds=0).list("drops", "")] == [path]
 
 
 def test_links_count_when_they_stay_inside(tmp_path: Path) -> None:
