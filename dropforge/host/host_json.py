@@ -90,8 +90,7 @@ def read_host_json(path: Path, environment: Mapping[str, str]) -> HostJson:
     if tree is not None and tree.get("version") != "2.0":
         raise SettingsError(f'{path}: "version" must be "2.0", found {tree.get("version")!r}')
     tree = tree or {}
-    _override(tree, environment)
-    read = _Reader(path, tree)
+    read = _Reader(path, tree, _override(tree, environment))
     functions = read.value("functions", list, None)
     return HostJson(
         route_prefix=read.value("extensions.http.routePrefix", str, "api").strip("/"),
@@ -108,13 +107,17 @@ def read_host_json(path: Path, environment: Mapping[str, str]) -> HostJson:
 
 
 class _Reader:
-    """Values by dotted name; upper and lower case are alike, as in Azure."""
+    """Values by dotted name; upper and lower case are alike, as in Azure. `texts`: what the environment says, as it says it."""
 
-    def __init__(self, path: Path, tree: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, tree: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         self._path = path
         self._tree = tree
+        self._texts = texts
 
     def value(self, name: str, kind: type, default: Any) -> Any:
+        # A variable has no quotes to tell the text "-1" from the number.
+        if kind is str and name.lower() in self._texts:
+            return self._texts[name.lower()]
         found: Any = self._tree
         for part in name.split("."):
             if not isinstance(found, Mapping):
@@ -138,7 +141,9 @@ def _name(kind: type) -> str:
     return {str: "string", dict: "object", list: "array", int: "number"}.get(kind, kind.__name__)
 
 
-def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
+def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """Put what the environment says into the tree; returns it as text, by dotted name in lower case."""
+    texts = {}
     for name, text in sorted(environment.items()):
         if not name.lower().startswith(_OVERRIDE.lower()):
             continue
@@ -150,6 +155,8 @@ def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
                 raise SettingsError(f"the setting {name} names a part of {part!r}, which holds no object in host.json")
             node = child
         node[_existing(node, parts[-1])] = _scalar(text)
+        texts[".".join(parts).lower()] = text
+    return texts
 
 
 def _existing(node: Mapping[str, Any], name: str) -> str:

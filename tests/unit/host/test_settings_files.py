@@ -130,6 +130,19 @@ def test_settings_override_the_file_as_in_azure(tmp_path: Path) -> None:
     assert found.log_levels == {"Function.ping": "Warning"}
 
 
+def test_a_setting_whose_text_is_also_a_number_stays_text_where_text_is_wanted(tmp_path: Path) -> None:
+    found = host(
+        tmp_path,
+        {"functionTimeout": "00:05:00"},
+        {
+            "AzureFunctionsJobHost__functionTimeout": "-1",
+            "AzureFunctionsJobHost__extensions__http__routePrefix": "2026",
+            "AzureFunctionsJobHost__extensions__http__maxConcurrentRequests": "3",
+        },
+    )
+    assert (found.function_timeout, found.route_prefix, found.max_concurrent_requests) == (None, "2026", 3)
+
+
 def test_an_empty_route_prefix_is_allowed(tmp_path: Path) -> None:
     assert host(tmp_path, {"extensions": {"http": {"routePrefix": ""}}}).route_prefix == ""
 
