@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dropforge.domain.errors import BadInput
-from dropforge.host.errors import HostError
+from dropforge.host.errors import HostError, StateUnusable
 from dropforge.host.host import HostOptions, run_host
 from dropforge.host.local_settings import read_local_settings
 from dropforge.host.sidecars import Sidecar
@@ -30,18 +30,21 @@ _KEY_NAME = "RootManageSharedAccessKey"
 
 
 def run(state: Path, port: int, app: Path | None, record: Path | None = None, *, as_json: bool = False) -> int:
-    """Run until a signal; the exit code is the host's (see `run_host`)."""
+    """Run until a signal; the exit code is the host's (see `run_host`). Raises `BadInput`."""
     folder = _app_folder(app)
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Settings that the app reads when it is imported.
     os.environ.setdefault("DROPFORGE_ADAPTERS", "local")
     os.environ["DROPFORGE_STATE"] = str(state)
     os.environ.setdefault("DROPFORGE_RUN_POLL_SECONDS", "5")
-    sidecars, service_bus = [_inference(state, port)], None
-    if (folder / ENTITIES_FILE).is_file() and not _has_service_bus(folder):
-        sidecar, service_bus = _service_bus(folder, state, port)
-        sidecars.append(sidecar)
-        os.environ[SERVICE_BUS_SETTING] = service_bus
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sidecars, service_bus = [_inference(state, port)], None
+        if (folder / ENTITIES_FILE).is_file() and not _has_service_bus(folder):
+            sidecar, service_bus = _service_bus(folder, state, port)
+            sidecars.append(sidecar)
+            os.environ[SERVICE_BUS_SETTING] = service_bus
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(str(StateUnusable(state, error))) from error
     options = HostOptions(
         folder, state, port, record=record, sidecars=tuple(sidecars), service_bus=service_bus, as_json=as_json
     )

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import aiohttp
 
+from dropforge.host.errors import HostError
 from dropforge.host.keys import EVENT_GRID_KEY, Keys
 from dropforge.host.tasks import Tasks
 from dropforge.host.triggers.event_grid import PATH
@@ -34,11 +35,23 @@ _LAST_CALL_SECONDS = 1.0
 
 
 class Delivered:
-    """What each subscriber has taken: subscriber and key -> mark. Kept in SQLite; a crash loses nothing it returned."""
+    """What each subscriber has taken: subscriber and key -> mark. Kept in SQLite; a crash loses nothing it returned.
+
+    Raises `HostError` for a file that cannot be used.
+    """
 
     def __init__(self, database: Path) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(database, isolation_level=None)
+        try:
+            self._connection = sqlite3.connect(database, isolation_level=None)
+            self._marks = self._opened()
+        except sqlite3.Error as error:
+            raise HostError(
+                f"{database} cannot be used as the memory of what was delivered: {error}; repair it, or delete it, and "
+                "everything that is still there is delivered once more"
+            ) from error
+
+    def _opened(self) -> dict[tuple[str, str], str]:
         self._connection.execute("PRAGMA journal_mode = WAL")
         # Losing the last commits to a power cut means delivering once more, which is allowed.
         self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -48,7 +61,7 @@ class Delivered:
             " PRIMARY KEY (subscriber, key)) WITHOUT ROWID"
         )
         rows = self._connection.execute("SELECT subscriber, key, mark FROM delivered")
-        self._marks: dict[tuple[str, str], str] = {(subscriber, key): mark for subscriber, key, mark in rows}
+        return {(subscriber, key): mark for subscriber, key, mark in rows}
 
     def mark(self, subscriber: str, key: str) -> str | None:
         return self._marks.get((subscriber, key))

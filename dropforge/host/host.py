@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from dropforge.host.admin import Admin
 from dropforge.host.announcer import Announcer, Delivered, Webhook
 from dropforge.host.app import App, AppFunction, load_app
 from dropforge.host.banner import banner
-from dropforge.host.errors import AppError, HostError, SettingsError
+from dropforge.host.errors import AppError, HostError, SettingsError, StateUnusable
 from dropforge.host.files import write_private
 from dropforge.host.flows import RPC_PREFIX, Flows
 from dropforge.host.host_json import HostJson, read_host_json
@@ -107,6 +108,10 @@ class Host:
         """Load the app and answer. Raises `HostError` when that cannot be."""
         try:
             await self._start()
+        except (OSError, sqlite3.Error) as error:
+            # A full disk, say, or a file where a folder is wanted; what is not about the state has its own error.
+            await self._resources.aclose()
+            raise StateUnusable(self.options.state, error) from error
         except BaseException:
             await self._resources.aclose()
             raise

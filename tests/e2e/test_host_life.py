@@ -45,6 +45,24 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "folder"),
+    [("logs", ""), ("drops", ""), ("storage_events.db", ""), ("", "keys.json"), ("", "timers.json")],
+)
+def test_a_state_folder_that_cannot_be_used_is_told_of_in_one_line(tmp_path: Path, file: str, folder: str) -> None:
+    state = tmp_path / "state"
+    if folder:
+        (state / folder).mkdir(parents=True)
+    else:
+        (state / file).parent.mkdir(exist_ok=True)
+        (state / file).write_text("no folder, and no database" * 100)
+    code, output = ended(start_host(DOORS, state))
+    assert code == 1
+    assert str(state / (file or folder)) in output
+    assert "repair it, or" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
     ("files", "words"),
     [
         ({"function_app.py": "import no_such_thing"}, ["No module named 'no_such_thing'", 'function_app.py", line 1']),
