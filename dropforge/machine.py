@@ -140,7 +140,7 @@ def _free_port(wanted: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
-        except OSError:
+        except (OSError, OverflowError):  # taken, or the one after the last
             probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 

@@ -27,7 +27,9 @@ _MANY_FILES, _MANY_BYTES = 10, 100 * 1024**2
 @app.command()
 def up(
     state: State = None,
-    port: Annotated[int, typer.Option(help="Port of the host; the inference server takes the next one.")] = 7071,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the host (0: any); the inference server takes the next one.")
+    ] = 7071,
     app_dir: Annotated[Path | None, typer.Option("--app", help="Folder of function_app.py.")] = None,
     record: Annotated[Path | None, typer.Option(help="Record every episode of a flow here, to replay it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Say addresses and keys as one JSON object.")] = False,

@@ -42,6 +42,9 @@ def open_socket(host: str, port: int) -> socket.socket:
                 f"port {port} on {host} is in use by another program; stop it, or choose another port"
             ) from error
         raise PortInUse(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+    except OverflowError as error:
+        listener.close()
+        raise PortInUse(f"cannot listen on {host}, port {port}: {error}; choose another port") from error
     return listener
 
 
