@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -265,6 +266,35 @@ def test_a_file_we_may_not_read_is_unavailable(root: Path, store: LocalDrops, tm
     file.chmod(0)
     with pytest.raises(Unavailable, match="permissions"):
         store.fetch(BlobRef("local", "drops", "a.csv").url, etag_of(file.stat()), tmp_path / "copy")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.parametrize("mode", [0o000, 0o400])
+def test_what_lies_in_a_folder_we_may_not_enter_is_not_gone(root: Path, store: LocalDrops, mode: int) -> None:
+    file = write(root / "closed" / "a.csv")
+    file.parent.chmod(mode)
+    try:
+        with pytest.raises(Unavailable, match="permissions"):
+            listed(store)
+        with pytest.raises(Unavailable, match="permissions"):
+            store.look(BlobRef("local", "drops", "closed/a.csv").url)
+    finally:
+        file.parent.chmod(0o700)
+
+
+def test_a_folder_too_deep_to_be_listed_is_unavailable_and_not_empty(root: Path, store: LocalDrops) -> None:
+    write(root / "a.csv")
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        for _ in range(20):  # 5,000 characters
+            os.mkdir("d" * 250, dir_fd=folder)
+            outer, folder = folder, os.open("d" * 250, os.O_RDONLY, dir_fd=folder)
+            os.close(outer)
+        with pytest.raises(Unavailable, match="cannot be listed: File name too long"):
+            listed(store)
+    finally:
+        os.close(folder)
+        shutil.rmtree(root / ("d" * 250))
 
 
 @pytest.mark.parametrize("path", ["taken.csv/a.csv", "folder", "x" * 300 + ".csv"])

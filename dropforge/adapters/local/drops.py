@@ -26,6 +26,8 @@ ACCOUNT = "local"
 PAGE = 10_000
 _CHUNK = 1 << 20
 _IMPOSSIBLE = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+# Gone meanwhile, a dangling link or a circle of them, or longer than any path that can have been listed.
+_NOTHING_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +141,12 @@ class LocalDrops:
             entries = os.scandir(f"{self._root}/{folder}")
         except (FileNotFoundError, NotADirectoryError):
             return
+        except OSError as error:
+            # Passed over, all that lies in it would count as deleted.
+            raise Unavailable(
+                f"the folder {folder or '.'!r} of the drop folder cannot be listed: {error.strerror}; check its permissions, "
+                "or move it away"
+            ) from error
         with entries:
             for entry in entries:
                 # A linked folder is not walked: it could lead out of the root, or round in a circle.
@@ -160,11 +168,17 @@ class LocalDrops:
         # As text: a path object would intern every name it meets.
         file = f"{self._root}/{path}"
         try:
-            stat = os.stat(file)  # noqa: PTH116
-            if modes.S_ISLNK(os.lstat(file).st_mode) and not self._is_ours(Path(file), path):
+            stat = os.lstat(file)
+            if modes.S_ISLNK(stat.st_mode):
+                if not self._is_ours(Path(file), path):
+                    return None
+                stat = os.stat(file)  # noqa: PTH116
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
                 return None
-        except OSError:  # gone meanwhile, a dangling link, or not ours to read
-            return None
+            raise Unavailable(
+                f"{path!r} in the drop folder cannot be looked at: {error.strerror}; check the permissions of its folder"
+            ) from error
         if not modes.S_ISREG(stat.st_mode):
             return None
         finished = is_finished(file, stat, self._clock(), self._settle_seconds)
