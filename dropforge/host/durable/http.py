@@ -92,8 +92,6 @@ def _guarded(handler: _Handler, authorize: Callable[[web.Request], bool]) -> _Ha
             return await handler(request)
         except DurableError as error:
             return _refusal(error)
-        except UnicodeDecodeError as error:
-            return _refusal(BadPayload("the request", f"bytes that are no UTF-8 ({error.reason})"))
 
     return guarded
 
@@ -118,7 +116,7 @@ class _Api:
     # -- orchestrations ---------------------------------------------------------------------------------------------
 
     async def start(self, request: web.Request) -> web.Response:
-        body = (await request.text()).strip() or None
+        body = await _text(request)
         instance_id = await self._engine.start_new(
             request.match_info["name"], body, request.match_info.get("instance_id"), request.query.get("version")
         )
@@ -175,7 +173,7 @@ class _Api:
     async def raise_event(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":
             return web.json_response("Only application/json request content is supported", status=400)
-        body = (await request.text()).strip() or None
+        body = await _text(request)
         await self._engine.raise_event(request.match_info["instance_id"], request.match_info["event"], body)
         return web.Response(status=202)
 
@@ -226,7 +224,7 @@ class _Api:
         return web.Response(text=row.state or "null", content_type="application/json")
 
     async def signal(self, request: web.Request) -> web.Response:
-        text = (await request.text()).strip() or None
+        text = await _text(request)
         if text is not None and request.content_type != "application/json":
             text = json.dumps(text)
         name, key = request.match_info["name"], request.match_info["key"]
@@ -236,6 +234,18 @@ class _Api:
     async def delete_entity(self, request: web.Request) -> web.Response:
         existed = await self._engine.delete_entity(request.match_info["name"], request.match_info["key"])
         return web.Response(status=202 if existed else 404)
+
+
+async def _text(request: web.Request) -> str | None:
+    """The body, None for an empty one. Raises `BadPayload` for what is no text in the charset it names."""
+    charset = request.charset or "utf-8"
+    try:
+        text = (await request.text()).strip()
+    except LookupError as error:
+        raise BadPayload("the request", f"the unknown charset {charset!r}") from error
+    except UnicodeError as error:
+        raise BadPayload("the request", f"bytes that are no text in {charset!r} ({error})") from error
+    return text or None
 
 
 def _entity(row: EntityRow, fetch_state: bool) -> dict[str, Any]:

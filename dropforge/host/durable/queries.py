@@ -14,6 +14,8 @@ from dropforge.host.durable.store import connect
 
 STATUSES = ("Pending", "Running", "Suspended", "Completed", "Failed", "Terminated", "ContinuedAsNew", "Canceled")
 _MAX_PAGE = 1_000
+# More than SQLite can number.
+_LONGEST_TOKEN = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +153,8 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
 
 
 def _serial(token: str) -> int:
-    if token and not token.isdecimal():
-        raise BadQuery(f"not a continuation token of this API: {token!r}; pass back the header of the last page")
+    if token and not (token.isdecimal() and len(token) <= _LONGEST_TOKEN):
+        raise BadQuery(f"not a continuation token of this API: {token[:100]!r}; pass back the header of the last page")
     return int(token or 0)
 
 

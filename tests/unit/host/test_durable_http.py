@@ -85,6 +85,27 @@ CODES: list[tuple[str, str, dict[str, Any], int]] = [
     ("GET", "instances?runtimeStatus=Odd", {}, 400),
     ("GET", "instances?createdTimeFrom=yesterday", {}, 400),
     ("GET", "instances?top=-1", {}, 400),
+    *(
+        ("GET", path, {"headers": {CONTINUATION: token}}, 400)
+        for path in ("instances", "entities")
+        for token in ("odd", "9" * 20, "9" * 5_000)
+    ),
+    *(
+        (
+            "POST",
+            f"{path}?op=add",
+            {"data": data, "headers": {"Content-Type": f"application/json; charset={charset}"}},
+            400,
+        )
+        for path in ("orchestrators/chain", "instances/live/raiseEvent/Approval", "entities/Counter/c")
+        for data, charset in (
+            (b"{}", "foo"),
+            (b"{}", "base64"),
+            (b"{}", "undefined"),
+            (b"\xff", "utf-8"),
+            (rb'"\ud800"', "unicode_escape"),
+        )
+    ),
     ("POST", "instances/live/raiseEvent/Approval", JSON_BODY, 202),
     ("POST", "instances/live/raiseEvent/Approval", {"data": "x", "headers": {"Content-Type": "text/plain"}}, 400),
     ("POST", "instances/live/raiseEvent/Approval", {**JSON_BODY, "data": "{"}, 400),
