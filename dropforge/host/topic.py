@@ -26,6 +26,8 @@ PATH = "/runtime/topic/api/events"
 _MAX_BODY_BYTES = 1024 * 1024
 _PARALLEL = 8
 _EVENT_GRID_FIELDS = ("id", "subject", "eventType", "eventTime", "data", "dataVersion")
+# Event Grid tells a subscriber these in headers, too.
+_HEADER_FIELDS = ("dataVersion", "metadataVersion")
 _CLOUD_EVENT_FIELDS = ("specversion", "id", "source", "type")
 
 # (subscriber, event, attempt) -> taken?
@@ -90,6 +92,10 @@ def events_of(body: bytes) -> list[dict[str, Any]]:
         missing = [name for name in wanted if name not in event]
         if missing:
             raise ValueError(f"event {number} lacks {', '.join(missing)}")
+        for name in _HEADER_FIELDS:
+            version = str(event.get(name, ""))
+            if not version.isprintable():
+                raise ValueError(f"event {number} has the {name} {version!r}; wanted one that a header can carry")
     return events
 
 

@@ -15,6 +15,10 @@ from azure.eventgrid import EventGridEvent, EventGridPublisherClient
 from dropforge.host.keys import EVENT_GRID_KEY, Keys
 from dropforge.host.topic import PATH, Topic, events_of
 
+EVENT = (
+    b'{"id": "1", "subject": "s", "eventType": "Mine", "eventTime": "t", "data": 1, "dataVersion": "DATA",'
+    b' "metadataVersion": "META"}'
+)
 KEYS = Keys(master="m", system={EVENT_GRID_KEY: "secret"})
 
 
@@ -98,6 +102,9 @@ def test_more_than_a_megabyte_is_refused() -> None:
         (b"[1]", "event 1 is a JSON int"),
         (b'[{"id": "1"}]', "event 1 lacks subject, eventType"),
         (b'{"specversion": "1.0", "id": "1"}', "event 1 lacks source, type"),
+        (EVENT.replace(b"DATA", rb"1\n2"), r"event 1 has the dataVersion '1\\n2'; wanted .* a header can carry"),
+        (EVENT.replace(b"META", rb"\r"), "event 1 has the metadataVersion"),
+        (EVENT.replace(b"META", rb"\ud800"), "event 1 has the metadataVersion"),
     ],
 )
 def test_what_is_no_event_is_refused_with_what_it_lacks(body: bytes, reason: str) -> None:
