@@ -13,6 +13,8 @@ _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 # The calendar repeats after 400 years; leap days that fall on a given weekday return within 40.
 _SEARCH_YEARS = 41
+# No `datetime` is later than the year 9999.
+_MOST_DAYS = 1_000_000
 
 _MONTHS = {name.lower(): number for number, name in enumerate(calendar.month_name) if name}
 _DAYS = dict(zip(("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"), range(7), strict=True))
@@ -176,6 +178,10 @@ def _parse_interval(text: str) -> Interval:
         raise BadSchedule(
             f"interval {text!r} is no time span; write 'd.hh:mm:ss' with hours up to 23, e.g. '1.00:00:00'"
         )
+    # By its length first: Python turns no text of more than 4,300 digits into a number.
+    days = days.lstrip("0")
+    if len(days) > len(str(_MOST_DAYS)) or int(days or 0) > _MOST_DAYS:
+        raise BadSchedule(f"interval {text[:100]!r} is too long; write {_MOST_DAYS:,} days at most")
     every = timedelta(days=int(days or 0), hours=hours, minutes=minutes, seconds=seconds)
     if not every:
         raise BadSchedule(f"interval {text!r} is zero")

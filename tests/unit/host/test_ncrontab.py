@@ -143,6 +143,7 @@ def test_schedules_as_documented(schedule: str, after: str, expected: str) -> No
 
 def test_a_time_span_is_an_interval() -> None:
     assert parse_schedule("00:01:30") == Interval(timedelta(seconds=90))
+    assert parse_schedule("01000000.00:00:00").next_after(at("2026-01-01")).year == 4763
     assert parse_schedule("1.02:00:00").next_after(at("2026-01-01")) == at("2026-01-02T02:00:00")
 
 
@@ -167,6 +168,9 @@ def test_a_time_span_is_an_interval() -> None:
         ("0 0 0 31 2,4 *", "never fires"),
         ("24:00:00", "hours up to 23"),
         ("00:00:00", "zero"),
+        ("3000000.00:00:00", "1,000,000 days"),
+        ("9999999999.00:00:00", "1,000,000 days"),
+        ("9" * 5_000 + ".00:00:00", "1,000,000 days"),
         ("? * * * * *", "'?'"),
     ],
 )
