@@ -9,6 +9,7 @@ from dropforge.host.durable.errors import DurableError, InstanceFinished, Instan
 from dropforge.host.durable.execution import ChildOrder
 from dropforge.host.durable.messages import EventType, Kind, event_text
 from dropforge.host.durable.notices import Code, Notice
+from dropforge.host.durable.queries import known_statuses
 from dropforge.host.durable.store import Hot
 from dropforge.host.durable.worker import Worker
 
@@ -143,8 +144,8 @@ def purge(worker: Worker, instance_id: str) -> int:
 
 
 def purge_many(worker: Worker, since: int, until: int, statuses: list[str]) -> int:
-    """Forgets the finished instances created between two times (microseconds, inclusive)."""
-    wanted = [status for status in statuses or FINISHED if status in FINISHED]
+    """Forgets the finished instances created between two times (microseconds, inclusive). Raises BadQuery."""
+    wanted = [status for status in known_statuses(statuses) or FINISHED if status in FINISHED]
     found = worker.store.finished_between(since, until, wanted) if wanted else []
     for serial, instance_id in found:
         worker.store.delete(serial, instance_id)

@@ -215,7 +215,10 @@ class DurableEngine:
         return int(await self._do(lambda worker: control.purge(worker, instance_id)))
 
     async def purge_many(self, since: int, until: int | None = None, statuses: tuple[str, ...] = ()) -> int:
-        """Forgets the finished instances created between two times (microseconds, inclusive); returns how many."""
+        """Forgets the finished instances created between two times (microseconds, inclusive); returns how many.
+
+        Raises BadQuery for an unknown status.
+        """
         end = _FOREVER if until is None else until
         return int(await self._do(lambda worker: control.purge_many(worker, since, end, list(statuses))))
 

@@ -131,11 +131,17 @@ def _status(row: tuple[Any, ...], events: list[dict[str, Any]] | None) -> Instan
     return InstanceStatus(instance_id, name, status, input_, custom_status, output, created_at, updated_at, events)
 
 
-def _conditions(query: Query) -> tuple[str, list[Any]]:
+def known_statuses(named: Sequence[str]) -> list[str]:
+    """The statuses as they are written here, however those named are. Raises `BadQuery` for one that is none."""
     known = {status.lower(): status for status in STATUSES}
-    for status in query.statuses:
+    for status in named:
         if status.lower() not in known:
             raise BadQuery(f"unknown runtime status {status!r}; choose from {list(STATUSES)}")
+    return [known[status.lower()] for status in named]
+
+
+def _conditions(query: Query) -> tuple[str, list[Any]]:
+    statuses = known_statuses(query.statuses)
     parts, values = ["serial > ?"], [_serial(query.token)]  # type: tuple[list[str], list[Any]]
     if query.since is not None:
         parts.append("created_at >= ?")
@@ -143,9 +149,9 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
     if query.until is not None:
         parts.append("created_at <= ?")
         values.append(query.until)
-    if query.statuses:
-        parts.append(f"status IN ({','.join('?' * len(query.statuses))})")
-        values.extend(known[status.lower()] for status in query.statuses)
+    if statuses:
+        parts.append(f"status IN ({','.join('?' * len(statuses))})")
+        values.extend(statuses)
     if query.prefix:
         parts.append("substr(id, 1, ?) = ?")
         values.extend((len(query.prefix), query.prefix))

@@ -380,7 +380,9 @@ def test_purge_many_takes_a_time_and_states(tmp_path: Path) -> None:
         await run(engine, "failing", None, "failed")
         await _waiting(engine, "live")
         assert await engine.purge_many(2**60) == 0
-        assert await engine.purge_many(0, statuses=("Failed", "Running")) == 1
+        with pytest.raises(BadQuery, match="unknown runtime status 'Odd'; choose from"):
+            await engine.purge_many(0, statuses=("Failed", "Odd"))
+        assert await engine.purge_many(0, statuses=("failed", "RUNNING")) == 1
         assert await engine.purge_many(0) == 1
         assert [each.instance_id for each in (await engine.statuses(Query()))[0]] == ["live"]
 

@@ -128,6 +128,8 @@ CODES: list[tuple[str, str, dict[str, Any], int]] = [
     ("DELETE", "instances/nobody", {}, 404),
     ("DELETE", "instances", {}, 400),
     ("DELETE", "instances?createdTimeFrom=2020-01-01T00:00:00Z", {}, 200),
+    ("DELETE", "instances?createdTimeFrom=2020-01-01T00:00:00Z&runtimeStatus=completed", {}, 200),
+    ("DELETE", "instances?createdTimeFrom=2020-01-01T00:00:00Z&runtimeStatus=Odd", {}, 400),
     ("DELETE", "instances?createdTimeFrom=2920-01-01T00:00:00Z", {}, 404),
     ("GET", "entities", {}, 200),
     ("GET", "entities/Counter", {}, 200),
