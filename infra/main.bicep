@@ -96,7 +96,7 @@ param serveLogRequests string = ''
 @minValue(1)
 param requestLogDays int = 90
 
-@description('Whether to make the online endpoint. infra/hooks/preprovision.sh sets it, and only while there is no endpoint.')
+@description('Whether to make the online endpoint. infra/hooks/preprovision.py sets it, and only while there is no endpoint.')
 param createEndpoint bool = false
 
 @description('Whether to make a Databricks workspace.')
@@ -147,7 +147,7 @@ param budgetStart string = ''
 
 var token = toLower(uniqueString(resourceGroup().id, environmentName, location))
 var tags = { 'azd-env-name': environmentName }
-var emails = empty(alertEmails) ? [] : split(alertEmails, ',')
+var emails = filter(map(split(alertEmails, ','), each => trim(each)), each => !empty(each))
 var scheduled = durableBackend == 'durableTaskScheduler'
 var packageContainer = 'app-package'
 var deadLetterContainer = 'undelivered-events'

@@ -325,6 +325,18 @@ def test_what_a_guide_rests_on_is_there(guide: str) -> None:
     assert [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in there)] == []
 
 
+def test_files_of_infra_that_something_names_are_there() -> None:
+    places = [ROOT / "azure.yaml", *INFRA.rglob("*.bicep"), *INFRA.rglob("*.json"), *(ROOT / "docs").glob("*.md")]
+    named = {name for place in places for name in re.findall(r"(?<![\w/])infra/[\w./-]*\w\.\w+", place.read_text())}
+    assert "infra/hooks/preprovision.py" in named
+    assert [name for name in sorted(named) if not any((at / name).exists() for at in (ROOT, ROOT / "tests"))] == []
+
+
+def test_addresses_have_no_blanks_and_none_is_empty(files: Files) -> None:
+    split = module(files, "main.bicep").declared["emails"].value.text
+    assert split == b"filter(map(split(alertEmails, ','), each => trim(each)), each => !empty(each))"
+
+
 def test_who_may_do_what_is_told_of_every_role(files: Files) -> None:
     told = (ROOT / "docs" / "security.md").read_text()
     roles = "".join(
