@@ -19,6 +19,9 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from azure.core.exceptions import AzureError
+
+from dropforge.adapters.azure.storage import line_of
 from dropforge.domain.errors import BadInput, DropforgeError, Refused
 
 if TYPE_CHECKING:
@@ -138,6 +141,12 @@ def main(arguments: list[str]) -> int:
                 _show(client, given.queue)
                 return 0
             done, left = settle(client, given.queue, chosen, again=given.what == "again")
+    except AzureError as error:
+        told = "name a queue of the namespace in SERVICE_BUS, as somebody with the roles of docs/operate.md"
+        sys.stderr.write(
+            f"dead_letters: the queue {given.queue!r} cannot be asked: {line_of(error).rstrip('.')}; {told}\n"
+        )
+        return 1
     except (DropforgeError, ValueError) as error:
         sys.stderr.write(f"dead_letters: {error}\n")
         return 1

@@ -20,8 +20,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from azure.core.exceptions import AzureError
+
 from dropforge.adapters.azure import places
 from dropforge.adapters.azure.ledger import TableLedger
+from dropforge.adapters.azure.storage import mapped
 from dropforge.domain.errors import BadInput, DropforgeError, Refused
 
 if TYPE_CHECKING:
@@ -116,9 +119,15 @@ def main(arguments: list[str]) -> int:
             raise BadInput("set DROPFORGE_LEDGER to the account's URL: https://<account>.blob.core.windows.net")
         with closing(TableLedger(account, given.table)) as ledger:
             table = ledger._table
-            rows = save(table, given.file) if given.what == "save" else restore(table, given.file, given.again)
+            try:
+                rows = save(table, given.file) if given.what == "save" else restore(table, given.file, given.again)
+            except AzureError as error:
+                raise mapped(error, ledger._place) from error
     except DropforgeError as error:
         sys.stderr.write(f"ledger_backup: {error.message}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"ledger_backup: {given.file} cannot be written: {error}; name a file in a folder with room\n")
         return 1
     sys.stdout.write(f"{rows} rows {given.what}d\n")
     return 0

@@ -119,6 +119,16 @@ def test_letters_that_somebody_else_holds_are_left_to_him(
     assert f"not reached: {number['held']}; " in said.err
 
 
+def test_a_queue_that_is_not_there_is_told_of_in_one_line(
+    client: ServiceBusClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dead_letters.main(["show", "nosuch"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("dead_letters: the queue 'nosuch' cannot be asked: ")
+    assert "name a queue of the namespace" in said
+    assert said.count("\n") == 1
+
+
 def test_a_command_goes_back_as_it_was_once_the_queue_takes_its_id_again(
     client: ServiceBusClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,26 @@ def test_a_table_with_rows_is_left_alone(
         assert used.get("m.flights", "head") is None
 
 
+@pytest.mark.parametrize("what", ["save", "restore"])
+def test_a_table_that_is_not_there_is_told_of_in_one_line(
+    account: str, old: TableLedger, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    file = tmp_path / "ledger.jsonl.gz"
+    run("save", file, old._place.name)
+    capsys.readouterr()
+    assert run(what, file, fresh("none")) == 1
+    assert "DROPFORGE_LEDGER" in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_of_in_one_line(
+    account: str, old: TableLedger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("save", tmp_path / "none" / "ledger.jsonl.gz", old._place.name) == 1
+    assert (said := capsys.readouterr().err).startswith("ledger_backup: ")
+    assert "No such file or directory" in said
+
+
 def test_a_restore_that_was_interrupted_goes_on(account: str, old: TableLedger, tmp_path: Path) -> None:
     file = tmp_path / "ledger.jsonl.gz"
     run("save", file, old._place.name)
