@@ -85,7 +85,10 @@ def row_losses(metric: str, answers: Answers, target: Target) -> Floats:
         return NUMBER_LOSSES[metric](answers.numbers, target.holdout)
     assert answers.probabilities is not None
     assert answers.columns is not None
-    return CLASS_LOSSES[metric](answers.probabilities, answers.columns[target.holdout])
+    losses = CLASS_LOSSES[metric](answers.probabilities, answers.columns[target.holdout])
+    # With two classes the square of one of them, as usual. The label's classes, not a model's: one that was trained before
+    # a class was new has fewer, and is measured by the same scale.
+    return losses / 2.0 if metric == "brier" and len(target.values) == 2 else losses
 
 
 def _positive_scores(answers: Answers) -> Floats:

@@ -17,9 +17,9 @@ def log_loss(probabilities: Floats, y: Ints) -> Floats:
 
 
 def brier(probabilities: Floats, y: Ints) -> Floats:
-    """Squared error of the probabilities; with two classes that of one of them (0 to 1), as usual."""
+    """Squared error of the probabilities, summed over the classes (0 to 2)."""
     squares: Floats = (probabilities**2).sum(axis=1) - 2.0 * _given_to(probabilities, y) + 1.0
-    return squares / 2.0 if probabilities.shape[1] == 2 else squares
+    return squares
 
 
 def error_rate(probabilities: Floats, y: Ints) -> Floats:

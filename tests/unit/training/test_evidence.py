@@ -41,6 +41,19 @@ def test_scores_are_the_means_of_each_block() -> None:
     assert note == ""
 
 
+@pytest.mark.parametrize("values", [(0, 1), (0, 1, 2)])
+def test_brier_measures_models_of_two_and_of_three_classes_alike(values: tuple[int, ...]) -> None:
+    target = Classes(values, np.array([0, 1]), np.array([0, 1]))
+    known = np.arange(len(values))
+    two = Answers(np.array([[0.8, 0.2], [0.8, 0.2]]), np.where(known < 2, known, -1))
+    three = Answers(np.array([[0.8, 0.2, 0.0], [0.8, 0.2, 0.0]]), known)
+
+    losses = evidence.row_losses("brier", two, target)
+
+    assert losses == pytest.approx(evidence.row_losses("brier", three, target))
+    assert losses == pytest.approx([0.04, 0.64] if len(values) == 2 else [0.08, 1.28])
+
+
 def test_slices_with_enough_rows_are_scored_and_the_others_counted() -> None:
     shops: list[str | None] = (["north"] * 25 + ["south"] * 25 + [None] * 25 + ["rare"] * 3) * 2
     blocks = [0] * 78 + [1] * 78
