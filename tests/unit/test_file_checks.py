@@ -201,6 +201,37 @@ def test_an_event_time_of_another_declared_type_is_read_as_a_time(look: Look, de
     assert only(look("at,n\nsoon,1\n", **rules)).rule == "event_time"
 
 
+@pytest.mark.parametrize("time", ["0000-01-01", "0001-01-01T00:00:00+02:00", "9999-12-31T23:59:59-05:00"])
+def test_an_event_time_that_no_calendar_of_ours_has_is_a_problem(look: Look, time: str) -> None:
+    problem = only(look(f"at,n\n2013-01-01,1\n{time},1\n", event_time="at"))
+
+    assert (problem.rule, problem.rows, problem.values) == ("event_time", (2,), (time,))
+    assert "wanted a time in the years 1 to 9999" in problem.message
+
+
+FAR = pa.array([10**7, 10**7], pa.date32())
+BERLIN = pa.array([0, 1], pa.timestamp("ns", "Europe/Berlin"))
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "shown"),
+    [
+        (FAR, ColumnRule("a", unique=True), "29349-01-26"),
+        (FAR, ColumnRule("a", "int"), "29349-01-26"),
+        (FAR.dictionary_encode(), ColumnRule("a", "int"), "29349-01-26"),
+        (pa.array([10**18], pa.timestamp("ms")), ColumnRule("a", "int"), "<value out of range: 1000000000000000000>"),
+        (BERLIN, ColumnRule("a", "int"), "1970-01-01 00:00:00.000000000Z"),
+        (pa.array([0], pa.timestamp("s", "Mars/Olympus")), ColumnRule("a", "int"), "1970-01-01 00:00:00.000Z"),
+        (pa.array(["x"], pa.string_view()), ColumnRule("a", "int"), "x"),
+        (pa.array(["x"], pa.string_view()), ColumnRule("a", pattern="y"), "x"),
+    ],
+)
+def test_values_that_python_has_no_words_for_are_named(
+    look: Look, values: pa.Array, rule: ColumnRule, shown: str
+) -> None:
+    assert only(look(pa.table({"a": values}), "parquet", columns=(rule,))).values[0] == shown
+
+
 def test_a_file_larger_than_allowed_is_not_read(look: Look) -> None:
     problem = only(look("a\n" + "1\n" * 100, max_bytes=100))
 

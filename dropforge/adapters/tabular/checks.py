@@ -6,18 +6,23 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from dropforge.adapters.tabular.kinds import convert
+from dropforge.adapters.tabular.kinds import ARROW, convert
 from dropforge.adapters.tabular.layout import expected, lay_out, open_source
 from dropforge.adapters.tabular.problems import Problems, Unreadable
-from dropforge.adapters.tabular.rules import Cells, Check, checks_of
+from dropforge.adapters.tabular.rules import Cells, Check, checks_of, where
 from dropforge.adapters.tabular.sources import Source
 from dropforge.domain.datasets import Column
 from dropforge.ports import FileCheck, TableRules
 
 # A column with more misfits than this is not looked at any further: its counts are "at least".
 MAX_MISFITS = 10_000
+
+# Of what Python, and ISO 8601 without an agreement, has a name for.
+_FIRST = pa.scalar(datetime.min.replace(tzinfo=UTC), ARROW["timestamp"])
+_LAST = pa.scalar(datetime.max.replace(tzinfo=UTC), ARROW["timestamp"])
 
 _SPOKEN = {
     "string": "text",
@@ -103,6 +108,9 @@ class _Look:
         times = convert(cells.values, "timestamp")
         if times.bad:
             cells.report(self.problems, "event_time", f"wanted {_SPOKEN['timestamp']} (event_time)", list(times.bad))
+        if outside := where(pc.or_(pc.less(times.values, _FIRST), pc.greater(times.values, _LAST))):
+            cells.report(self.problems, "event_time", "wanted a time in the years 1 to 9999 (event_time)", outside)
+            return
         ends = pc.min_max(times.values)
         low, high = ends["min"].as_py(), ends["max"].as_py()
         if low is not None:

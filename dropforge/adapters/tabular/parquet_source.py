@@ -49,12 +49,17 @@ class ParquetSource:
             for batch in file.iter_batches(batch_size=size, columns=wanted, use_threads=False):
                 # What the file says of its strings is not believed.
                 batch.validate(full=True)
-                values = dict(zip(batch.schema.names, batch.columns, strict=True))
+                values = dict(zip(batch.schema.names, map(_plain_text, batch.columns), strict=True))
                 yield Block(values, batch.num_rows, (start + 1).__add__)
                 start += batch.num_rows
         if start != self._rows:
             message = f"wanted the {self._rows} rows that the footer claims, found {start}; drop the file again"
             raise problems.stop("format", None, message)
+
+
+def _plain_text(values: pa.Array) -> pa.Array:
+    """Arrow can pick no values out of a view of text."""
+    return values.cast(pa.string()) if pa.types.is_string_view(values.type) else values
 
 
 def _options() -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Cells:
     def report(self, problems: Problems, rule: str, message: str, positions: list[int]) -> None:
         """Add these cells to a problem; the message is given what was found first."""
         some = positions[:MAX_SAMPLES]
-        samples = self.raw.take(pa.array(some, pa.int64())).to_pylist()
+        samples = _for_people(self.raw.take(pa.array(some, pa.int64())))
         found = "nothing" if samples[0] is None else repr(samples[0]) if isinstance(samples[0], str) else samples[0]
         problems.add(
             rule,
@@ -46,6 +46,16 @@ class Cells:
     def missing(self) -> list[int]:
         """Where there is no value; one that did not convert is another matter."""
         return sorted(set(where(pc.is_null(self.values))) - set(self.bad)) if self.values.null_count else []
+
+
+def _for_people(values: pa.Array) -> list[Any]:
+    """Times and dates as text, in UTC: Python has none beyond the year 9999, and not every zone that a file names."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_timestamp(values.type) and values.type.tz is not None:
+        values = values.view(pa.timestamp(values.type.unit, "UTC"))
+    found: list[Any] = (values.cast(pa.string()) if pa.types.is_temporal(values.type) else values).to_pylist()
+    return found
 
 
 Check: TypeAlias = Callable[[Cells], None]
@@ -150,7 +160,10 @@ def _unique(name: str, problems: Problems) -> Check:
             return
         bad = []
         # As the file has it: integers and their row, without making a time or a date object of each.
-        for position, value in enumerate(cells.values.to_pylist()):
+        values = cells.values
+        if pa.types.is_temporal(values.type):
+            values = values.view(pa.int32() if pa.types.is_date32(values.type) else pa.int64())
+        for position, value in enumerate(values.to_pylist()):
             if value is not None and value in seen:
                 bad.append(position)
             elif value is not None:
