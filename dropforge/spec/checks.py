@@ -6,6 +6,7 @@ one reading tells everything. What does not have its right type is passed over h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias, TypeGuard
 
@@ -270,7 +271,7 @@ def _axis(path: Path, axis: dict[str, Any], sampler: object) -> Found:
         yield (*path, "min"), f"found {low}; with `log` it must be above 0"
     if axis.get("int") is True:
         for key, value in (("min", low), ("max", high)):
-            if float(value) != int(value):
+            if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
                 yield (*path, key), f"found {value}; with `int` it must be a whole number"
 
 

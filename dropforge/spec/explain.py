@@ -9,6 +9,7 @@ from datetime import date
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from dropforge.spec.problems import Path, Problem, dotted, guess, listed
@@ -84,20 +85,27 @@ def quote_hint(value: object, path: Path, tree: Tree) -> str:
 
 def section_at(root: type[BaseModel], path: Path) -> type[BaseModel]:
     """The model of the section at that path."""
-    section = root
-    for part in path:
-        if isinstance(part, str):
-            field = section.model_fields.get(part)
-            section = (_model_in(field.annotation) if field else None) or section
-    return section
+    return _place(root, path)[0]
 
 
 def _meaning(root: type[BaseModel], path: Path) -> str:
     """What belongs at a path."""
-    field = section_at(root, path[:-1]).model_fields[str(path[-1])] if isinstance(path[-1], str) else None
+    section, field = _place(root, path)
     if field is not None and field.description:
         return f"{field.description[:1].lower()}{field.description[1:]}"
-    return f"a section. Keys here: {', '.join(section_at(root, path).model_fields)}"
+    return f"a section. Keys here: {', '.join(section.model_fields)}"
+
+
+def _place(root: type[BaseModel], path: Path) -> tuple[type[BaseModel], FieldInfo | None]:
+    """The section at that path, and its key; no key at an item of a list and at a name that the pipeline gives."""
+    section, field = root, None
+    for part in path:
+        if isinstance(part, int) or (field is not None and get_origin(field.annotation) is dict):
+            field = None
+        else:
+            field = section.model_fields.get(part)
+            section = (_model_in(field.annotation) if field else None) or section
+    return section, field
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -71,7 +71,11 @@ def read_tree(text: str) -> Tree:
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise NotYaml(1, f"found more than {MAX_BYTES // 1024} KB; a pipeline.yaml is a page of text")
     with _loading(text) as loader:
-        node = loader.get_single_node()
+        try:
+            node = loader.get_single_node()
+        except (ValueError, OverflowError) as error:
+            said = "not YAML: found an escape (\\U...) of a character that does not exist"
+            raise NotYaml(loader.line + 1, said) from error
         if node is None:
             raise NotYaml(1, "found nothing; wanted at least the keys name, dataset and training")
         if not isinstance(node, yaml.MappingNode):
@@ -163,7 +167,7 @@ class _Reader:
                 node, path, f"found the key {node.value!r}, which YAML reads as {read_as}; in quotes it is text"
             )
         else:
-            return str(node.value)
+            return self._text(node, path, node.value)
         return None
 
     def _sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
@@ -179,8 +183,11 @@ class _Reader:
             self.tree.unquoted[path] = node.value
         try:
             value = self.loader.construct_object(node)
-        except (yaml.constructor.ConstructorError, ValueError, OverflowError) as error:
+        except (yaml.constructor.ConstructorError, ValueError, OverflowError, AttributeError, KeyError) as error:
             said = getattr(error, "problem", None) or error
+            if isinstance(error, AttributeError | KeyError):
+                # PyYAML takes a tag's word for what its text looks like.
+                said = f"it is no {node.tag.removeprefix(_STANDARD)}"
             self._problem(node, path, f"found {_short(node.value)}: {said}; in quotes, and without a tag, it is text")
             return None
         if isinstance(value, int | float) and not isinstance(value, bool) and _SURPRISING.match(node.value):
@@ -194,7 +201,15 @@ class _Reader:
                 node, path, f"found the tag {node.tag.replace(_STANDARD, '!!')}; only plain values are allowed"
             )
             return None
-        return value
+        return self._text(node, path, value) if isinstance(value, str) else value
+
+    def _text(self, node: yaml.Node, path: Path, text: str) -> str | None:
+        """The text, its characters whole: JSON writes those beyond 16 bits as two escapes, and YAML reads two halves."""
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self._problem(node, path, f"found {_short(text)}, half a character; write the character itself")
+            return None
 
     def _problem(self, node: yaml.Node, path: Path, message: str) -> None:
         self.tree.problems.append(Problem(node.start_mark.line + 1, dotted(path), message))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 import time
@@ -39,10 +40,17 @@ from tests.unit.test_spec import FULL, LEAST, said
         ("name: a\n\nx: \x07\n", r":3: found the character '\x07', which YAML does not allow"),
         ("name: a\0\n", r":1: found the character '\x00'"),
         ("name: \ud800\n", r":1: found the character '\ud800'"),
+        ('name: a\nx: "\\UFFFFFFFF"\n', ":2: not YAML: found an escape (\\U...) of a character that does not exist"),
     ],
 )
 def test_what_is_not_a_yaml_mapping_is_refused_with_its_line(text: str, message: str) -> None:
     assert message in said(text)
+
+
+def test_a_character_in_the_two_halves_that_json_writes_is_one() -> None:
+    text = json.dumps({**yaml.safe_load(LEAST), "description": "\U0001f6eb"})
+
+    assert "\\ud83d\\udeeb" in text and parse(text).description == "\U0001f6eb"
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,10 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_line(text: str, message:
         ("gate: {better: ask, better: keep}", ":4: gate.better: is there twice; the first is on line 4"),
         ("description: !!python/object/apply:os.system ['true']", ":4: description: found the tag !!python/object"),
         ("description: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("description: !!timestamp soon", ":4: description: found 'soon': it is no timestamp; in quotes"),
+        ("description: !!bool 1", ":4: description: found '1': it is no bool; in quotes"),
+        (r'description: "\ud83d"', r":4: description: found '\ud83d', half a character; write the character itself"),
+        (r'"\ud83d": 1', r":4: found '\ud83d', half a character"),
         ("description: !!binary aGVsbG8=", ":4: description: found the tag !!binary; only plain values are allowed"),
         ("evaluation: {slices: !!set {a, b}}", ":4: evaluation.slices: found the tag !!set"),
         ("description: 2024-13-45", ":4: description: found '2024-13-45': month must be in 1..12"),
@@ -131,6 +143,9 @@ def _places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str |
 @given(st.data())
 def test_a_spec_with_anything_put_anywhere_parses_or_is_refused_by_key(data: st.DataObject) -> None:
     tree = yaml.safe_load(FULL)
+    tree["training"]["sweep"] = {"trials": 3, "parameters": {"lr": {"min": 1, "max": 9, "int": True}}}
+    tree["deployment"]["canary"] = {"steps": [5], "bake": "1m"}
+    tree["gate"]["approvers"] = ["ann"]
     for _ in range(data.draw(st.integers(1, 3))):
         *above, last = data.draw(st.sampled_from(_places(tree)[1:]))
         spot = tree

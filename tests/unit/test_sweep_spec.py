@@ -63,6 +63,11 @@ REFUSED = {
     "epochs: {min: 1, max: 9}": "epochs: found 'epochs', and 'epochs' is a parameter already; remove one of them",
     "lr: {min: 1, max: 9}, LR: {min: 1, max: 9}": "found 'LR', and 'lr' is a parameter already",
     "lr: {mni: 1, max: 9}": "unknown key; did you mean 'min'?",
+    "lr: 0.1": "sweep.parameters.lr: found 0.1; wanted a section. Keys here: choice, min, max, log, int",
+    "max: 0.1": "sweep.parameters.max: found 0.1; wanted a section. Keys here: choice, min, max, log, int",
+    "depth: {min: 1, max: .inf, int: true}": "depth.max: found .inf; wanted a finite number",
+    "depth: {min: .nan, max: 3, int: true}": "depth.min: found .nan; wanted a finite number",
+    f"depth: {{min: 1, max: {10**400}, int: true}}": "depth.max: found 1000",
     "": "training.sweep.parameters: found a mapping",
 }
 
