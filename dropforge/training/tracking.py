@@ -108,13 +108,21 @@ class Tracking:
             mlflow.set_experiment(spec.pipeline)
         with mlflow.start_run(run_id=given, run_name=None if given else spec.run):
             # Each for itself, the metrics first: a sweep on Azure ML compares its trials by one of them.
-            self._guarded(lambda: mlflow.log_metrics(metrics))
+            self._write_metrics(metrics)
             self._guarded(lambda: mlflow.log_params(_short({**parameters, "seed": spec.seed})))
             self._guarded(lambda: mlflow.set_tags(tags))
             # Files, never `log_model`: Azure ML does not offer the interface that it needs.
             for name in (MODEL, EVIDENCE, METRICS, SWEEP):
                 if (output / name).is_file():
                     self._guarded(lambda name=name: mlflow.log_artifact(str(output / name)))  # type: ignore[misc]
+
+    def _write_metrics(self, metrics: dict[str, float]) -> None:
+        """All at once, or else each for itself: MLflow takes none of them beside a name of the script's that it refuses."""
+        try:
+            self._mlflow.log_metrics(metrics)
+        except Exception:  # noqa: BLE001 - what is wrong is said of the metric that it is about
+            for name, value in metrics.items():
+                self._guarded(lambda name=name, value=value: self._mlflow.log_metric(name, value))  # type: ignore[misc]
 
 
 def _short(parameters: dict[str, Any]) -> dict[str, str]:

@@ -17,16 +17,17 @@ RUN = replace(spec(Path("/table")), parameters={"depth": 3, "words": "x" * 400})
 TOKEN = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJtZSJ9.c2VjcmV0"
 
 
-def written(tracking: Tracking, output: Path, caplog: pytest.LogCaptureFixture) -> str:
+def written(
+    tracking: Tracking, output: Path, caplog: pytest.LogCaptureFixture, more: dict[str, float] | None = None
+) -> str:
     """What is logged while the run is written down."""
+    metrics = {**(more or {}), "mae": 0.5, "dropforge_validation_score": -0.5}
     output.mkdir(exist_ok=True)
     for name in ("model.onnx", "evidence.json", "metrics.json", "sweep.json"):
         (output / name).write_bytes(b"{}")
     with caplog.at_level(logging.DEBUG):
         tracking.prepare()
-        tracking.log(
-            RUN, RUN.parameters, {"mae": 0.5, "dropforge_validation_score": -0.5}, {"dropforge.run": "r1"}, output
-        )
+        tracking.log(RUN, RUN.parameters, metrics, {"dropforge.run": "r1"}, output)
     return caplog.text
 
 
@@ -81,6 +82,22 @@ def test_what_one_part_refuses_costs_the_others_nothing(
     assert "failed: MlflowException" in said
     assert client.get_run(made.info.run_id).data.metrics["dropforge_validation_score"] == -0.5
     assert len(client.list_artifacts(made.info.run_id)) == 4
+
+
+@pytest.mark.parametrize("name", ["acc@1", "F1 (macro)", "", "x" * 300])
+def test_a_metric_whose_name_mlflow_does_not_take_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    store = (tmp_path / "store").as_uri()
+
+    said = written(Tracking(store), tmp_path / "output", caplog, {name: 0.9})
+
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert run.data.metrics == {"mae": 0.5, "dropforge_validation_score": -0.5}
+    assert said.count("failed: MlflowException") == 1
 
 
 def test_no_token_and_no_password_is_logged_when_nobody_answers(
