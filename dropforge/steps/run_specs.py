@@ -10,6 +10,7 @@ from dropforge.domain.traces import trace_of
 from dropforge.ports import Ports
 from dropforge.settings import Settings
 from dropforge.spec.load import to_sweep_plan
+from dropforge.steps import books
 from dropforge.steps.books import Pipeline
 from dropforge.steps.tracing import JOB
 
@@ -29,11 +30,6 @@ def run_spec(
     alias = ports.registry.alias(pipeline.name, CHAMPION)
     rival = alias is not None and alias.version != measured
     champion = reference(ports.registry.get(pipeline.name, alias.version)) if alias is not None and rival else None
-    label = spec.dataset.label
-    if label is None:
-        # Without a word about it, the last column of the first file is the label.
-        own = [each.name for each in version.columns if not each.name.startswith("_")]
-        label = own[-1]
     return RunSpec(
         run=run,
         pipeline=pipeline.name,
@@ -44,7 +40,7 @@ def run_spec(
         code=pipeline.code,
         code_sha256=pipeline.code_sha256,
         command=tuple(spec.training.command),
-        label=label,
+        label=spec.dataset.label or _last_of_first_file(ports, pipeline),
         event_time=spec.dataset.event_time,
         features=tuple(spec.training.features),
         evaluation=EvaluationPlan(
@@ -64,6 +60,15 @@ def run_spec(
         # Whoever only measures a model looks for no parameters.
         sweep=to_sweep_plan(spec) if measured is None else None,
     )
+
+
+def _last_of_first_file(ports: Ports, pipeline: Pipeline) -> str | None:
+    """The label that nobody named. Not the last column of the table: a later file may have brought that."""
+    first = books.dataset_version(ports.ledger, pipeline.partition, 1)
+    accepted = books.batch(ports.ledger, pipeline.partition, first.batch).accepted
+    columns = books.arrival(ports.ledger, pipeline.partition, accepted[0]).columns
+    names = [each.name for each in columns if each.name != pipeline.spec.dataset.event_time]
+    return names[-1] if names else None
 
 
 def _trace(settings: Settings, version: DatasetVersion, run: str, cause: Cause | None) -> dict[str, str]:

@@ -343,6 +343,35 @@ def test_a_spec_of_before_evaluations_is_equal_to_the_same_spec_of_today(world: 
     assert from_builtins(type(spec), written) == spec
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("x,y\n1,0\n", "x,y,gate\n2,1,5\n"),
+        ("x,y\n1,0\n", "gate,x,y\n5,2,1\n"),
+        ("x,_z,y\n1,2,0\n", "x,_z,y,_gate\n2,3,1,5\n"),
+        ("x,y,at\n1,0,2026-01-01\n", "x,y,at,gate\n1,0,2026-01-02,5\n"),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_a_label_that_nobody_named_is_the_last_column_of_the_first_file(
+    tmp_path: Path, first: str, second: str, together: bool
+) -> None:
+    world = World(tmp_path, YAML.replace("  label: y\n", "  event_time: at\n" if ",at" in first else ""))
+    world.drop("demo/a.csv", first)
+    if not together:
+        world.run()
+    world.drop("demo/b.csv", second)
+    world.run()
+    assert {each.spec.label for each in world.runs()} == {"y"}
+
+
+def test_a_label_that_nobody_named_may_begin_with_an_underscore(tmp_path: Path) -> None:
+    world = World(tmp_path, YAML.replace("  label: y\n", ""))
+    world.drop("demo/a.csv", "x,_y\n1,0\n")
+    world.run()
+    assert world.runs()[-1].spec.label == "_y"
+
+
 def test_a_label_that_nobody_named_is_the_last_column_of_an_evaluation_too(tmp_path: Path) -> None:
     world = World(tmp_path, YAML.replace("  label: y\n", ""))
     drop(world, "a")
