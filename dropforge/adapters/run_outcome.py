@@ -36,4 +36,4 @@ def collected(spec: RunSpec, output: Path, artifacts: Artifacts) -> RunResult:
     if left.model_sha256 not in (None, sha256):
         message = f"run {run} judged a model with sha256 {left.model_sha256} and left one with {sha256}"
         raise RunFailed(message, run=run)
-    return RunResult(run, model, sha256, evidence, left.metrics, left.environment, left.seconds, golden)
+    return RunResult(run, model, sha256, evidence, left.metrics, left.environment, left.seconds, golden, left.features)

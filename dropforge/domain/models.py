@@ -30,6 +30,8 @@ class Lineage:
     evidence: str
     # Requests with the model's answers to them where it was judged; None for one from before there were any.
     golden: str | None = None
+    # The columns that it was trained with, in order; empty for one from before they were kept.
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

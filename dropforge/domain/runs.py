@@ -29,6 +29,8 @@ class ChampionRef:
     version: int
     artifact: str
     sha256: str
+    # The columns it was trained with, in order; empty: nobody knows, and the run's own are taken for them.
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class RunResult:
     seconds: float
     # Requests with the model's answers to them, for the server to ask it before it serves.
     golden: str | None = None
+    # The columns that the model was trained with, in order; empty for a run from before they were told.
+    features: tuple[str, ...] = ()
 
 
 class RunOutcome(Enum):

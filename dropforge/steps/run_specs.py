@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dropforge.domain.causes import Cause
 from dropforge.domain.datasets import DatasetVersion
-from dropforge.domain.models import CHAMPION, ModelVersion
-from dropforge.domain.runs import ChampionRef, EvaluationPlan, RunSpec
+from dropforge.domain.models import CHAMPION
+from dropforge.domain.runs import ChampionRef, EvaluationPlan, RunRecord, RunSpec
 from dropforge.domain.traces import trace_of
 from dropforge.ports import Ports
 from dropforge.settings import Settings
@@ -13,6 +13,7 @@ from dropforge.spec.load import to_sweep_plan
 from dropforge.steps import books
 from dropforge.steps.books import Pipeline
 from dropforge.steps.tracing import JOB
+from dropforge.wire import from_builtins
 
 
 def run_spec(
@@ -29,7 +30,7 @@ def run_spec(
     spec = pipeline.spec
     alias = ports.registry.alias(pipeline.name, CHAMPION)
     rival = alias is not None and alias.version != measured
-    champion = reference(ports.registry.get(pipeline.name, alias.version)) if alias is not None and rival else None
+    champion = _reference(ports, pipeline, alias.version) if alias is not None and rival else None
     return RunSpec(
         run=run,
         pipeline=pipeline.name,
@@ -55,7 +56,7 @@ def run_spec(
         environment={**_trace(settings, version, run, cause), **spec.training.environment},
         compute=spec.training.compute.model_dump(mode="json"),
         champion=champion,
-        challenger=reference(ports.registry.get(pipeline.name, measured)) if measured is not None else None,
+        challenger=_reference(ports, pipeline, measured) if measured is not None else None,
         tracking_uri=settings.tracking_uri,
         # Whoever only measures a model looks for no parameters.
         sweep=to_sweep_plan(spec) if measured is None else None,
@@ -78,5 +79,11 @@ def _trace(settings: Settings, version: DatasetVersion, run: str, cause: Cause |
     return {"TRACEPARENT": trace_of(cause, version.dataset, version.version).parent(JOB, run)}
 
 
-def reference(model: ModelVersion) -> ChampionRef:
-    return ChampionRef(model.model, model.version, model.artifact, model.sha256)
+def _reference(ports: Ports, pipeline: Pipeline, version: int) -> ChampionRef:
+    model = ports.registry.get(pipeline.name, version)
+    features = model.lineage.features
+    if not features:
+        # From before the lineage kept them: what its run was asked for, if that named any.
+        row = ports.ledger.get(pipeline.partition, f"run/{model.lineage.run}")
+        features = from_builtins(RunRecord, row.value).spec.features if row is not None else ()
+    return ChampionRef(model.model, model.version, model.artifact, model.sha256, features)

@@ -462,6 +462,7 @@ def _lineage(ports: Ports, pipeline: Pipeline, spec: RunSpec, result: RunResult,
         verdict=to_builtins(verdict),
         evidence=result.evidence,
         golden=result.golden,
+        features=result.features or spec.features,
     )
 
 

@@ -84,3 +84,5 @@ class NodeResult:
     model_sha256: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    # The columns that the model was trained with, in order.
+    features: tuple[str, ...] = ()

@@ -94,6 +94,7 @@ def main(spec_path: Path, started: float, parent: int | None = None) -> int:
         model_sha256=node.model_sha256 if state is RunState.SUCCEEDED else None,
         metrics=node.metrics,
         environment=node.environment,
+        features=node.features,
     )
     put(Path(spec.output_dir) / RESULT, wire.to_json(result))
     LOG.info("%s in %.2f s, %.2f s of them the command", state.value, result.seconds, result.command_seconds)
@@ -114,6 +115,7 @@ class Node:
         self.model_sha256: str | None = None
         self.metrics: dict[str, float] = {}
         self.environment: dict[str, Any] = {}
+        self.features: tuple[str, ...] = ()
 
     def run(self) -> int:
         """Everything between the spec and the result. Returns 0, or, as another process than the first one, how the
@@ -133,6 +135,7 @@ class Node:
         )
         tracking.prepare()
         if self.spec.challenger is None:
+            self.features = roles.features
             fitting = Fitting(self.spec, self.code, roles, metric, uri, self.grace_seconds)
             exit_code = self._sweep(fitting, parts.train) if self.spec.sweep is not None else 0
             exit_code = exit_code or self._train(fitting, parts.train)
@@ -255,10 +258,13 @@ class Node:
     def _challenger(self, parts: Split, roles: Roles, target: Target) -> Answers:
         given = self.spec.challenger
         name = "the new model" if given is None else f"{given.model} v{given.version}"
-        # One that was trained before may have seen other columns than are asked for now.
-        allowed = roles.features if given is None else _columns(parts, roles)
+        path = self.output / MODEL
         try:
-            answers = _answers(self.output / MODEL, parts, roles, target, allowed=allowed)
+            answers = (
+                _answers(path, parts, roles, target, allowed=roles.features)
+                if given is None
+                else _answers_of(given, path, parts, roles, target)
+            )
         except ModelUnusable as error:
             raise NodeFailed(ExitCode.MODEL_UNUSABLE, f"{name} cannot be used: {error}") from error
         rows = answers.unusable_rows
@@ -279,7 +285,7 @@ class Node:
         if champion is None:
             return constant, None, ""
         try:
-            answers = _answers(Path(self.champion_model or ""), parts, roles, target, allowed=_columns(parts, roles))
+            answers = _answers_of(champion, Path(self.champion_model or ""), parts, roles, target)
         except ModelUnusable as error:
             note = f"champion v{champion.version} cannot answer any more: {error}"
             LOG.warning("%s", note)
@@ -354,13 +360,16 @@ def _check_given(what: str, model: ChampionRef | None, path: str | None) -> None
         raise NodeFailed(ExitCode.SPEC_WRONG, f"the {what} {model.model} v{model.version} is not the file at {path}")
 
 
-def _columns(parts: Split, roles: Roles) -> tuple[str, ...]:
-    """Every column that a model can have been trained on."""
-    return tuple(name for name in parts.holdout.column_names if name != roles.label and name not in PLATFORM)
+def _answers_of(known: ChampionRef, path: Path, parts: Split, roles: Roles, target: Target) -> Answers:
+    """Of a model that was trained before, perhaps with other columns, or in another order, than are asked for now."""
+    every = tuple(name for name in parts.holdout.column_names if name != roles.label and name not in PLATFORM)
+    return _answers(path, parts, roles, target, allowed=every, order=known.features)
 
 
-def _answers(path: Path, parts: Split, roles: Roles, target: Target, *, allowed: tuple[str, ...]) -> Answers:
-    model = load_model(path, parts.holdout, roles.label, allowed=allowed, order=roles.features)
+def _answers(
+    path: Path, parts: Split, roles: Roles, target: Target, *, allowed: tuple[str, ...], order: tuple[str, ...] = ()
+) -> Answers:
+    model = load_model(path, parts.holdout, roles.label, allowed=allowed, order=order or roles.features)
     if isinstance(target, labels.Numbers):
         return Answers(numbers=numbers(model, parts.holdout))
     return Answers(*probabilities(model, parts.holdout, target))

@@ -23,6 +23,7 @@ from tests.unit.training.bench import (
     Run,
     days_table,
     linear_model,
+    of_first_column,
     prepare,
     run_node,
     spec,
@@ -154,6 +155,21 @@ def test_a_champion_whose_column_is_gone_gives_way_to_the_baseline(table: Path, 
     assert run.exit_code == 0
     assert run.evidence.against == "baseline"
     assert "champion v3 cannot answer any more: its inputs ['gone'] match no column" in run.evidence.note
+
+
+def test_a_champion_is_fed_with_the_columns_that_it_was_trained_with(tmp_path: Path) -> None:
+    data = days_table(20)
+    table = write_table(tmp_path / "table", data.add_column(2, "n", pa.array([-1.0] * len(data))))
+    champion = of_first_column(threshold_model(0.2, 0.8), 2)
+    same = saved(threshold_model(0.2, 0.8), tmp_path)
+
+    for known, features in ((("x", "n"), ("n", "x")), (("x", "n"), ("x",)), ((), ("x", "n"))):
+        folder = tmp_path / f"run-{features}"
+        run = run_node(prepare(folder, spec(table, features=features), same, champion, known))
+
+        assert (run.evidence.against, run.evidence.note) == ("champion", ""), run.printed
+        assert all(score.champion == score.challenger for score in run.evidence.blocks)
+        assert run.result.features == features
 
 
 def test_a_champion_without_an_answer_for_a_row_gets_the_baselines(tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ def test_golden_requests_are_kept_beside_the_model_where_there_are_any(tmp_path:
     plan = EvaluationPlan("auc", "file", 3)
     spec = RunSpec("run-1", "demo", "demo", 1, "", 1, "", "", ("true",), None, None, (), plan, 0, 60)
     artifacts = MemoryArtifacts()
-    left = NodeResult(spec.run, RunState.SUCCEEDED, 0, None, 1.0, 0.5)
+    left = NodeResult(spec.run, RunState.SUCCEEDED, 0, None, 1.0, 0.5, features=("x", "n"))
     files = {RESULT: to_json(left), MODEL: b"model", EVIDENCE: b"{}", GOLDEN: golden}
     for name, content in files.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
     result = collected(spec, tmp_path, artifacts)
     assert collected(spec, tmp_path, artifacts) == result
+    assert result.features == ("x", "n")
     if golden is None:
         assert result.golden is None
     else:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dropforge.adapters.memory.compute import MemoryCompute
+from dropforge.adapters.registry import LedgerRegistry
 from dropforge.domain.causes import Cause
 from dropforge.domain.errors import NotFound, Refused
 from dropforge.domain.names import id_of
@@ -246,6 +247,47 @@ def test_every_request_becomes_exactly_one_run_and_no_two_are_live(
 
 
 # ------------------------------------------------------------------------------------------------ evaluations
+def test_a_run_names_the_columns_that_each_model_was_trained_with(tmp_path: Path) -> None:
+    world = World(tmp_path, YAML.replace("python train.py", "python train.py\n  features: [x]"))
+    drop(world, "a")
+    assert world.ports.registry.get("demo", 1).lineage.features == ("x",)
+
+    evaluate(world, 1)
+    world.run()
+    measured = world.compute.submitted[-1].challenger
+    assert measured is not None and measured.features == ("x",)
+
+
+def test_of_a_model_from_before_its_columns_were_kept_its_run_is_asked(tmp_path: Path) -> None:
+    world = World(tmp_path, YAML.replace("python train.py", "python train.py\n  features: [x]"))
+    drop(world, "a")
+
+    def older(value: Json) -> Json:
+        lineage = {key: each for key, each in value["lineage"].items() if key != "features"}
+        return {**value, "lineage": lineage}
+
+    books.change(world.ports.ledger, "m.demo", "version/000001", older)
+    # Another process, which has not read the version before.
+    registry = LedgerRegistry(world.ports.ledger, world.ports.artifacts)
+    assert registry.get("demo", 1).lineage.features == ()
+    world.ports = replace(world.ports, registry=registry)
+
+    drop(world, "b")
+    champion = world.compute.submitted[-1].champion
+    assert champion is not None and champion.features == ("x",)
+
+
+def test_a_run_that_was_submitted_before_champions_had_columns_is_the_same_run(world: World) -> None:
+    drop(world, "a")
+    drop(world, "b")
+    spec = world.compute.submitted[-1]
+    assert spec.champion is not None and spec.champion.features == ()
+
+    told = to_builtins(spec)
+    del told["champion"]["features"]
+    assert from_builtins(RunSpec, told) == spec
+
+
 def test_an_evaluation_measures_an_old_version_against_the_champion_and_changes_nothing(world: World) -> None:
     drop(world, "a", "b")
     assert world.champion() == 2

@@ -91,6 +91,15 @@ def threshold_model(below: float, above: float, *, name: str = "x") -> Onnx:
     )
 
 
+def of_first_column(made: Onnx, width: int) -> Onnx:
+    """The model of one column, now of a matrix with so many, the first of which it looks at."""
+    graph = made.proto.graph
+    graph.node.insert(0, helper.make_node("MatMul", ["X", "first"], [graph.input[0].name]))
+    graph.initializer.append(constant("first", [[1.0]] + [[0.0]] * (width - 1)))
+    graph.input[0].CopyFrom(helper.make_tensor_value_info("X", TYPES["float"], [None, width]))
+    return made
+
+
 def linear_model(slope: float, *, name: str = "x") -> Onnx:
     """A regression: slope times the column."""
     return model(
@@ -175,7 +184,13 @@ class Run:
         return found
 
 
-def prepare(folder: Path, run: RunSpec, script: str = TRAIN, champion: Onnx | None = None) -> Path:
+def prepare(
+    folder: Path,
+    run: RunSpec,
+    script: str = TRAIN,
+    champion: Onnx | None = None,
+    champion_features: tuple[str, ...] = (),
+) -> Path:
     """A run folder; returns the path of its spec."""
     (folder / "code").mkdir(parents=True)
     (folder / "code" / "train.py").write_text(script)
@@ -184,7 +199,7 @@ def prepare(folder: Path, run: RunSpec, script: str = TRAIN, champion: Onnx | No
         (folder / "champion").mkdir()
         path = champion.save(folder / "champion" / "model.onnx")
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        run = replace(run, champion=ChampionRef("shops", 3, "models/shops/3", sha256))
+        run = replace(run, champion=ChampionRef("shops", 3, "models/shops/3", sha256, champion_features))
         champion_model = str(path)
     node = NodeSpec(run, str(folder / "code"), champion_model, str(folder / "output"), str(folder / "work"))
     (folder / "spec.json").write_bytes(wire.to_json(node))
