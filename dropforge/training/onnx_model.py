@@ -120,7 +120,8 @@ def probabilities(model: Model, table: pa.Table, target: Classes) -> tuple[Float
     if answers.ndim == 1 or answers.shape[1] == 1:
         positive = answers.reshape(-1)
         answers = np.stack([1.0 - positive, positive], axis=1)
-    finite = answers[np.isfinite(answers).all(axis=1)]
+    usable = np.isfinite(answers).all(axis=1)
+    finite = answers[usable]
     sums = finite.sum(axis=1)
     outside = (finite < -_TOLERANCE).any(axis=1) | (finite > 1 + _TOLERANCE).any(axis=1)
     wrong = int((outside | (np.abs(sums - 1) > _TOLERANCE)).sum())
@@ -133,7 +134,10 @@ def probabilities(model: Model, table: pa.Table, target: Classes) -> tuple[Float
         columns = class_columns(target, answers.shape[1], model.classes)
     except ValueError as error:
         raise ModelUnusable(str(error)) from error
-    return np.clip(answers, 0.0, 1.0), columns
+    clipped = np.clip(answers, 0.0, 1.0)
+    # An infinity would have become a certainty.
+    clipped[~usable] = np.nan
+    return clipped, columns
 
 
 def numbers(model: Model, table: pa.Table) -> Floats:

@@ -173,6 +173,14 @@ def test_rows_without_a_finite_answer_are_nan(tmp_path: Path) -> None:
     assert np.flatnonzero(np.isnan(found).any(axis=1)).tolist() == [2]
 
 
+@pytest.mark.parametrize("answer", [np.inf, -np.inf, np.nan])
+def test_an_answer_that_is_not_finite_is_none(tmp_path: Path, answer: float) -> None:
+    table = pa.table({"x": [0.2, answer]})
+    found, _ = probabilities(loaded(tmp_path, identity(), table), table, TARGET)
+
+    assert np.isnan(found).tolist() == [[False, False], [True, True]]
+
+
 def test_one_number_a_row_is_the_chance_of_the_second_class(tmp_path: Path) -> None:
     table = pa.table({"x": [0.2, 0.9]})
     found, _ = probabilities(loaded(tmp_path, identity(), table), table, TARGET)
