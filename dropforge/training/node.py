@@ -376,9 +376,17 @@ def _answers(
 
 
 def _row(table: pa.Table, row: int, columns: tuple[str, ...]) -> str:
-    values = table.select(list(columns)).slice(row, 1).to_pylist()[0]
+    values = {name: _value(table.column(name).slice(row, 1)) for name in columns}
     text = json.dumps(values, default=str)
     return text if len(text) <= 300 else text[:300] + "..."
+
+
+def _value(column: pa.ChunkedArray) -> Any:
+    try:
+        return column[0].as_py()
+    except (OverflowError, ValueError):
+        # A time beyond Python's years, or finer than its microseconds.
+        return str(column.to_numpy()[0])
 
 
 def _is_finite(value: object) -> bool:

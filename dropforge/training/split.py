@@ -22,6 +22,8 @@ _DAY = 24 * _HOUR
 # 1970-01-01 was a Thursday; ISO weeks start on Monday.
 _DAYS_TO_MONDAY = 3
 _HOLDOUT_SHARE = 0.3
+# After these, weeks and years begin on the same days again.
+_YEARS_OF_CYCLE, _WEEKS_OF_CYCLE = 400, 20_871
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,10 @@ def _row_names(first: int, size: int) -> Callable[[int], str]:
 
 
 def _week_name(key: int) -> str:
-    monday = np.datetime64(key * 7 - _DAYS_TO_MONDAY, "D").item()
-    return f"{monday:%G}-W{monday:%V}"
+    # Python's dates end with the year 9999, those of a table do not.
+    cycles, week = divmod(key, _WEEKS_OF_CYCLE)
+    year, number, _ = np.datetime64(week * 7 - _DAYS_TO_MONDAY, "D").item().isocalendar()
+    return f"{year + cycles * _YEARS_OF_CYCLE:04}-W{number:02}"
 
 
 def _one_block(rows: int, plan: EvaluationPlan, one_time: bool) -> _Blocks:

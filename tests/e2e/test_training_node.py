@@ -188,6 +188,19 @@ def test_a_champion_without_an_answer_for_a_row_gets_the_baselines(tmp_path: Pat
     assert "champion v3 has no answer for 1 of 200 rows" in run.evidence.note
 
 
+def test_a_row_without_an_answer_is_shown_whatever_its_times(tmp_path: Path) -> None:
+    data = days_table(12)
+    x = [None if index == 470 else value for index, value in enumerate(data.column("x").to_pylist())]
+    late = pa.array([253_402_300_800_000_000] * len(data), pa.int64()).cast(pa.timestamp("us"))
+    table = write_table(tmp_path / "table", data.set_column(1, "x", pa.array(x)).add_column(2, "late", late))
+
+    run = run_node(prepare(tmp_path / "run", spec(table, features=("x", "late"))))
+
+    assert run.exit_code == 12, run.printed
+    wanted = '1 of 200 held-out rows, the first of them {"x": null, "late": "10000-01-01T00:00:00.000000"}'
+    assert wanted in (run.result.reason or "")
+
+
 FAILURES = {
     "a crash after the model was written": (
         "raise SystemExit(print('no luck', file=__import__('sys').stderr) or 4)",

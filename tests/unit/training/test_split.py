@@ -109,6 +109,23 @@ def test_blocks_are_called_after_their_time(block: str, names: str) -> None:
     assert split(table, ROLES, EvaluationPlan("mae", block, 1), 0).blocks == (names,)
 
 
+@pytest.mark.parametrize(
+    ("day", "week"),
+    [
+        ("9999-12-31", "9999-W52"),
+        ("10000-01-03", "10000-W01"),
+        ("10400-12-31", "10400-W52"),
+        ("0000-12-31", "0000-W52"),
+    ],
+)
+def test_a_week_has_a_name_beyond_the_years_of_python(day: str, week: str) -> None:
+    first = np.datetime64(day, "us").astype(np.int64)
+    at = pa.array([first - 40 * 86_400_000_000, first], pa.int64()).cast(pa.timestamp("us", "UTC"))
+    table = pa.table({"at": at, "x": [1, 2], "y": [0, 1]})
+
+    assert split(table, ROLES, EvaluationPlan("mae", "week", 1), 0).blocks == (week,)
+
+
 def test_a_week_begins_on_monday() -> None:
     sunday, monday = datetime(2024, 1, 7, 23, 59, tzinfo=UTC), datetime(2024, 1, 8, tzinfo=UTC)
     table = pa.table({"at": pa.array([sunday, monday], pa.timestamp("us", "UTC")), "x": [1, 2], "y": [0, 1]})
