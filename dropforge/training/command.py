@@ -39,6 +39,14 @@ def cancel_on_signals() -> None:
         signal.signal(number, cancel)
 
 
+def signal_name(number: int) -> str:
+    """What people call the signal; most of those for real time have a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @dataclass(frozen=True)
 class Ended:
     """How the command ended: its exit code (negative: the signal that killed it) and its last words."""
@@ -51,7 +59,7 @@ class Ended:
     def how(self) -> str:
         if self.exit_code >= 0:
             return f"ended with exit code {self.exit_code}"
-        name = signal.Signals(-self.exit_code).name
+        name = signal_name(-self.exit_code)
         return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from dropforge.bundle import unpack
 from dropforge.domain.errors import BadInput
 from dropforge.domain.runs import ChampionRef, RunSpec, RunState
+from dropforge.training.command import signal_name
 from dropforge.training.contract import (
     CHECKPOINTS,
     EVIDENCE,
@@ -226,7 +227,7 @@ def _run(node: NodeSpec, said: _Printed, work: Path, started: float) -> NodeResu
     if result is not None:
         return result
     # It was killed, or could not even write that.
-    how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+    how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
     cause = " (out of memory?)" if code == -signal.SIGKILL else f"; its last words: {said.last_words()}"
     return _failed(node.run.run, code if code > 0 else 128 - code, f"the training node {how}{cause}", started)
 

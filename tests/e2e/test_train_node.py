@@ -174,6 +174,14 @@ def test_a_node_that_is_killed_still_leaves_a_result(table: Path, tmp_path: Path
     assert mounted.result.reason == "the training node was killed by SIGKILL (out of memory?)"
 
 
+def test_a_node_that_is_killed_by_a_signal_without_a_name_leaves_a_result_too(table: Path, tmp_path: Path) -> None:
+    script = "import os, signal, time; os.kill(os.getppid(), signal.SIGRTMIN + 6); time.sleep(60)"
+    mounted = mounts(tmp_path / "run", spec(table), script)
+
+    assert mounted.run()[0] == 168
+    assert (mounted.result.reason or "").startswith("the training node was killed by signal 40; its last words: ")
+
+
 def test_an_earlier_result_does_not_pass_for_this_ones(table: Path, tmp_path: Path) -> None:
     mounted = mounts(tmp_path / "run", spec(table))
     assert mounted.run()[0] == 0

@@ -48,6 +48,12 @@ def test_a_kill_is_named(tmp_path: Path) -> None:
     assert ended.how == "was killed by SIGKILL (out of memory?)"
 
 
+def test_a_kill_by_a_signal_without_a_name_is_told_by_its_number(tmp_path: Path) -> None:
+    ended = run("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 6)", tmp_path)
+
+    assert ended.how == "was killed by signal 40"
+
+
 def test_a_process_left_behind_does_not_hold_the_run(tmp_path: Path) -> None:
     script = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(8)'])"
 
