@@ -156,9 +156,11 @@ def _blocks_of_unit(times: Ints, plan: EvaluationPlan) -> _Blocks:
 def _keys(times: Ints, block: str) -> tuple[Ints, Callable[[int], str]]:
     if block.startswith("rows:"):
         size = int(block.removeprefix("rows:"))
-        # Counted from the newest row, so that every held-out block is full.
+        # Counted from the newest row, so that every held-out block is full. The rows left over belong to the oldest one: as
+        # a block of their own they would be all there is to train on, however few.
         oldest = len(times) % size
-        return (np.arange(len(times), dtype=np.int64) - oldest) // size, _row_names(oldest, size)
+        keys = (np.arange(len(times), dtype=np.int64) - oldest) // size
+        return np.maximum(keys, 0), _row_names(oldest, size)
     if block == "month":
         months = times.astype("datetime64[us]").astype("datetime64[M]").astype(np.int64)
         return months, lambda key: str(np.datetime64(key, "M"))

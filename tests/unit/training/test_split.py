@@ -100,6 +100,17 @@ def test_rows_blocks_are_full_and_counted_from_the_newest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rows", "trained"), [(60, 42), (61, 43), (119, 83), (120, 60), (179, 119), (180, 120), (181, 121)]
+)
+def test_rows_that_fill_no_block_are_no_block(rows: int, trained: int) -> None:
+    parts = split(days_table(1, rows), ROLES, EvaluationPlan("mae", "rows:60", 3), 0)
+
+    assert len(parts.train) == trained
+    assert len(parts.train) >= len(parts.holdout)
+    assert len(set(np.bincount(parts.block_of).tolist())) == 1
+
+
+@pytest.mark.parametrize(
     ("block", "names"), [("hour", "2024-01-01T03"), ("week", "2024-W01"), ("month", "2024-01"), ("day", "2024-01-01")]
 )
 def test_blocks_are_called_after_their_time(block: str, names: str) -> None:
