@@ -20,6 +20,7 @@ from typing import Any
 
 from dropforge.bundle import entry_of
 from dropforge.domain.errors import BadInput, DropforgeError, NotFound, Unavailable
+from dropforge.domain.names import is_unicode
 
 # Below `/api/` instead of `/api/v1/`.
 UNVERSIONED = ("health", "openapi.json")
@@ -251,18 +252,10 @@ def bundle(folder: Path) -> bytes:
             if path.suffix in (".pyc", ".onnx"):
                 continue
             name, executable = "/".join(parts), bool(path.stat().st_mode & stat.S_IXUSR)
-            if not _is_utf_8(name):
+            if not is_unicode(name):
                 raise BadInput(f"{folder} holds {name!r}, a name that is not UTF-8; give the file another")
             archive.writestr(entry_of(name, executable=executable), path.read_bytes())
     return buffer.getvalue()
-
-
-def _is_utf_8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def drop_file(state: Path, prefix: str, source: Path, name: str | None = None) -> tuple[Path, bool]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from dropforge.domain.causes import MAX_HOPS_GIVEN, Cause, hops_of
 from dropforge.domain.errors import BadCommand
-from dropforge.domain.names import NAME
+from dropforge.domain.names import NAME, is_unicode
 
 
 class Kind(Enum):
@@ -265,7 +265,7 @@ def _check(place: str, argument: Argument, value: object) -> None:
         fits = isinstance(value, str) and ID.fullmatch(value) is not None
         wanted = f"an id of 1 to {MAX_ID} printable ASCII characters without spaces"
     else:
-        fits = isinstance(value, str) and 1 <= len(value) <= MAX_TEXT and _is_unicode(value)
+        fits = isinstance(value, str) and 1 <= len(value) <= MAX_TEXT and is_unicode(value)
         wanted = f"a text of 1 to {MAX_TEXT} characters"
     if not fits:
         raise BadCommand(f"`{place}` is {shown(value)}; it must be {wanted}")
@@ -286,17 +286,9 @@ def _text(body: Mapping[str, Any], key: str) -> str | None:
     if key not in body:
         return None
     value = body[key]
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID or not _is_unicode(value):
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID or not is_unicode(value):
         raise BadCommand(f"`{key}` is {shown(value)}; it must be a text of 1 to {MAX_ID} characters")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def shown(value: object) -> str:

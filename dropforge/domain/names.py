@@ -22,6 +22,15 @@ def checked_name(value: str, what: str) -> str:
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be written at all: of a character in two halves, or a file name that is not UTF-8, there is only a part."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def id_of(*parts: str) -> str:
     """32 hex digits made of the parts; equal parts give an equal id, on every machine, for ever."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:32]

@@ -91,6 +91,10 @@ def endpoint_head(ledger: Ledger, endpoint: str) -> Row | None:
     return ledger.get(endpoint_partition(endpoint), "head")
 
 
+def run_key(run: str) -> str:
+    return f"run/{run}"
+
+
 def token_key(token: str) -> str:
     """Of a deployment that was published, in its endpoint's partition."""
     return f"token/{id_of(token)}"

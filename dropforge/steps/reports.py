@@ -157,7 +157,7 @@ def _after(found: list[RunRecord], last: str) -> list[RunRecord]:
 
 def _runs_on(ports: Ports, pipeline: Pipeline, version: int) -> list[RunRecord]:
     """The runs on a dataset version, newest first; their ids begin alike."""
-    rows = books.every(ports.ledger, pipeline.partition, train.run_key(f"{pipeline.name}-{version}-"))
+    rows = books.every(ports.ledger, pipeline.partition, books.run_key(f"{pipeline.name}-{version}-"))
     return sorted((from_builtins(RunRecord, row.value) for row in rows), key=lambda run: run.planned_at, reverse=True)
 
 

@@ -84,6 +84,6 @@ def _reference(ports: Ports, pipeline: Pipeline, version: int) -> ChampionRef:
     features = model.lineage.features
     if not features:
         # From before the lineage kept them: what its run was asked for, if that named any.
-        row = ports.ledger.get(pipeline.partition, f"run/{model.lineage.run}")
+        row = ports.ledger.get(pipeline.partition, books.run_key(model.lineage.run))
         features = from_builtins(RunRecord, row.value).spec.features if row is not None else ()
     return ChampionRef(model.model, model.version, model.artifact, model.sha256, features)

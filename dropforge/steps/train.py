@@ -30,13 +30,9 @@ from dropforge.wire import from_builtins, from_json, to_builtins
 LANE = "train"
 
 
-def run_key(run: str) -> str:
-    return f"run/{run}"
-
-
 def record(ports: Ports, pipeline: str, run: str) -> RunRecord:
     """The ledger's record of a run. Raises `NotFound`."""
-    row = ports.ledger.get(books.partition_of(pipeline), run_key(run))
+    row = ports.ledger.get(books.partition_of(pipeline), books.run_key(run))
     if row is None:
         books.pipeline(ports.ledger, pipeline)
         raise NotFound(f"pipeline {pipeline!r} has no run {run!r}", run=run, pipeline=pipeline)
@@ -45,14 +41,14 @@ def record(ports: Ports, pipeline: str, run: str) -> RunRecord:
 
 def records(ports: Ports, pipeline: str) -> list[RunRecord]:
     """Every run of the pipeline, newest first."""
-    rows = books.every(ports.ledger, books.partition_of(pipeline), "run/")
+    rows = books.every(ports.ledger, books.partition_of(pipeline), books.run_key(""))
     return sorted((from_builtins(RunRecord, row.value) for row in rows), key=lambda each: each.planned_at, reverse=True)
 
 
 def _put(ports: Ports, value: RunRecord, also: Sequence[Insert] = ()) -> RunRecord:
     builtins = to_builtins(value)
     partition = books.partition_of(value.spec.pipeline)
-    books.change(ports.ledger, partition, run_key(value.spec.run), lambda _: builtins, lambda _: also)
+    books.change(ports.ledger, partition, books.run_key(value.spec.run), lambda _: builtins, lambda _: also)
     return value
 
 
@@ -128,7 +124,7 @@ def _is_trial(ports: Ports, pipeline: str, run: str, part: str) -> bool:
     """
     if not part.rpartition("_")[2].isdigit():
         return False
-    row = ports.ledger.get(books.partition_of(pipeline), run_key(run))
+    row = ports.ledger.get(books.partition_of(pipeline), books.run_key(run))
     return row is not None and from_builtins(RunRecord, row.value).spec.sweep is not None
 
 
@@ -225,7 +221,7 @@ def _plan(ports: Ports, pipeline: Pipeline, head: Row, waiting: list[Json], sett
 def _worth_it(ports: Ports, pipeline: Pipeline, version: DatasetVersion, settings: Settings, now: datetime) -> bool:
     """Whether what is new is trained on by itself."""
     # A run of that id means: trained on with this code before (the code was changed, and changed back).
-    if ports.ledger.get(pipeline.partition, run_key(_run_id(pipeline, version))) is not None:
+    if ports.ledger.get(pipeline.partition, books.run_key(_run_id(pipeline, version))) is not None:
         return False
     if version.total_rows < pipeline.spec.training.min_rows:
         return False
@@ -260,7 +256,7 @@ def _start(
     after: Json = {**head.value, "run": run}
     if wanted["kind"] == TRAIN:
         after["considered"] = [version.version, pipeline.training_key]
-    writes: list[Write] = [Insert(run_key(run), to_builtins(planned))]
+    writes: list[Write] = [Insert(books.run_key(run), to_builtins(planned))]
     if key is not None:
         after["asked"] = [each for each in head.value["asked"] if each["key"] != key]
         row = ports.ledger.get(partition, key)
@@ -301,7 +297,7 @@ def _asked_run_id(ports: Ports, pipeline: Pipeline, version: DatasetVersion, key
     attempt = 0
     while True:
         run = f"{pipeline.name}-{version.version}-{id_of(pipeline.training_key, key, str(attempt))[:6]}"
-        if ports.ledger.get(pipeline.partition, run_key(run)) is None:
+        if ports.ledger.get(pipeline.partition, books.run_key(run)) is None:
             return run
         attempt += 1
 

@@ -158,7 +158,7 @@ def test_flow_waiting_for_wakes_nobody_for_a_trial_of_a_sweep(
 
     found = train.record(world.ports, "demo", run)
     plan = SweepPlan(3, 1, "random", {"depth": {"min": 1, "max": 9}})
-    partition, key = books.partition_of("demo"), train.run_key(run)
+    partition, key = books.partition_of("demo"), books.run_key(run)
     swept = to_builtins(replace(found, spec=replace(found.spec, sweep=plan)))
     books.change(world.ports.ledger, partition, key, lambda _: swept)
     assert (train.flow_waiting_for(world.ports, kind, {"runId": run + job}) is not None) is of_a_sweep
